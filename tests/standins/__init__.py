@@ -18,10 +18,10 @@ State (Python attributes, or `GET /_state` as JSON):
     markup: what people would see that is not plain text
 
 Faults: `s.jira.fault(kind, times=1, path=None, method=None, skip=0, work=..., **options)` or `POST /_faults` with the
-same names. `times=None` lasts until `clear_faults()`; `path` is a regular expression; `work` says whether the request is
-carried out (lost, late and drip do, unless told otherwise). Kinds and options: `faults.KINDS`. `down()` and `up()` close
-and reopen the port. Attributes: `rate_limit` (n a second, or (n, seconds)), `lag` (Jira: a new issue is hidden from
-search; OpsGenie: a request is not processed yet), and what each module lists in `options`; over HTTP `POST /_options`.
+same names. `times=None` lasts until `clear_faults()`; `path` is a regular expression; `work`: carry the request out all
+the same (lost, late and drip do so by themselves). Kinds and options: `faults.KINDS`. `down()` and `up()` close and
+reopen the port. Attributes: `rate_limit` (n a second, or (n, seconds)), `lag` (Jira: a new issue is hidden from search;
+OpsGenie: a request is not processed yet), and what each module lists in `options`; over HTTP `POST /_options`.
 `POST /_reset` or `reset()` empties everything.
 
 Ledger: with `Standins(ledger=path)` each accepted effect is a JSON line, on disk before the client hears of it.
@@ -34,7 +34,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.standins.jira import Jira
+from tests.standins.llm import Model
+from tests.standins.opsgenie import OpsGenie
 from tests.standins.pagerduty import PagerDuty
+from tests.standins.servicenow import ServiceNow
+from tests.standins.slack import Slack
 from tests.standins.standin import Ledger, Standin
 
 __all__ = ["Standins"]
@@ -50,9 +54,13 @@ class Standins:
         ports = iter(range(port_base, port_base + 6) if port_base else [0] * 6)
         self.pagerduty = PagerDuty(self._ledger, host, next(ports))
         self.jira = Jira(self._ledger, host, next(ports))
+        self.servicenow = ServiceNow(self._ledger, host, next(ports))
+        self.opsgenie = OpsGenie(self._ledger, host, next(ports))
+        self.slack = Slack(self._ledger, host, next(ports))
+        self.llm = Model(self._ledger, host, next(ports))
 
     def __iter__(self) -> Iterator[Standin]:
-        yield from (self.pagerduty, self.jira)
+        yield from (self.pagerduty, self.jira, self.servicenow, self.opsgenie, self.slack, self.llm)
 
     def __enter__(self) -> "Standins":
         self.start()
@@ -71,8 +79,8 @@ class Standins:
         self._ledger.close()
 
     def settings(self, name: str) -> dict[str, str]:
-        """The settings, by their API names, that the stand-in of this platform (or llm) accepts."""
-        return self[name].settings()
+        """The settings, by their API names, that the stand-in of this platform (or llm, or jsm) accepts."""
+        return self.opsgenie.jsm_settings() if name == "jsm" else self[name].settings()
 
     def __getitem__(self, name: str) -> Standin:
         return next(standin for standin in self if standin.name == name)

@@ -236,7 +236,7 @@ class Standin:
         with self.lock:
             for name, value in given.items():
                 setattr(self, name, value)
-        return Answer(200, {name: getattr(self, name) for name in self.options})
+        return Answer(200, self._options())
 
     def _whole_state(self) -> dict[str, object]:
         with self.lock:
@@ -248,5 +248,9 @@ class Standin:
                 "faults": self.faults.as_json(),
                 "requests": len(self.seen),
                 "connections": {"accepted": self.listener.accepted, "open": self.listener.connected},
-                "options": {name: getattr(self, name) for name in self.options},
+                "options": self._options(),
             }
+
+    def _options(self) -> dict[str, object]:
+        values = {name: getattr(self, name) for name in self.options}
+        return {name: repr(value) if callable(value) else value for name, value in values.items()}
