@@ -15,7 +15,7 @@ HTML = "<!DOCTYPE html><html><head><title>Your instance is hibernating</title></
 
 # kind: the options it takes, with their defaults
 KINDS: dict[str, dict[str, object]] = {
-    "status": {"code": 500, "body": None, "headers": {}},
+    "status": {"code": 500, "body": None, "headers": {}},  # body None: the vendor's own; header None: left out
     "hang": {},
     "lost": {"rst": False},
     "late": {"seconds": 1.0},
@@ -137,7 +137,8 @@ def _status(options: dict[str, object], refusal: Callable[[int], Answer]) -> Ans
     body = answer.body if options["body"] is None else options["body"]
     if isinstance(options["body"], dict | list):
         body = json.dumps(options["body"]).encode()
-    return Answer(int(options["code"]), body, {**answer.headers, **dict(options["headers"])})
+    headers = {**answer.headers, **dict(options["headers"])}
+    return Answer(int(options["code"]), body, {name: value for name, value in headers.items() if value is not None})
 
 
 def _huge(wire: Wire, megabytes: int) -> None:

@@ -7,14 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from tests.standins import adf, jql
+from tests.standins import adf, jira_fields, jql
 from tests.standins.standin import Refused, Standin
 from tests.standins.wire import Answer, Request
 
 API = "/rest/api/3"
 KEY = r"(?P<key>[^/]+)"
-TEXT_LIMIT = 32_767
-PRIORITIES = ("Highest", "High", "Medium", "Low", "Lowest")
 CATEGORIES = {"To Do": (2, "new"), "In Progress": (4, "indeterminate"), "Done": (3, "done")}
 PERMISSIONS = ("BROWSE_PROJECTS", "CREATE_ISSUES", "EDIT_ISSUES", "TRANSITION_ISSUES", "ADD_COMMENTS", "DELETE_ISSUES",
                "RESOLVE_ISSUES", "ASSIGN_ISSUES")  # fmt: skip
@@ -121,7 +119,7 @@ class Jira(Standin):
             self.issues[key].status = status
             self.issues[key].history.append(status)
 
-    def refusal(self, code: int, message: str = "", **errors: str) -> Answer:
+    def refusal(self, code: int, message: str = "", /, **errors: str) -> Answer:
         if code == 429:
             return self.throttled(1)
         messages = [message] if message else [] if errors else [f"Jira answers {code}"]
@@ -193,7 +191,7 @@ class Jira(Standin):
 
     def list_priorities(self, request: Request) -> Answer:
         self._must_be_known(request)
-        return Answer(200, [{"id": str(i + 1), "name": name} for i, name in enumerate(PRIORITIES)])
+        return Answer(200, [{"id": str(i + 1), "name": name} for i, name in enumerate(jira_fields.PRIORITIES)])
 
     def server_info(self, request: Request) -> Answer:
         return Answer(200, {"baseUrl": self.url, "deploymentType": "Cloud", "version": "1001.0.0-SNAPSHOT"})
@@ -208,7 +206,7 @@ class Jira(Standin):
         body = self._body(request, {"fields", "properties", "update", "historyMetadata"})
         self._must_be_allowed("CREATE_ISSUES")
         fields = self._fields(body.get("fields"), creating=True)
-        properties = _properties(body.get("properties", []))
+        properties = jira_fields.properties(body.get("properties", []))
         self._created += 1
         number = str(10000 + self._created)
         issue = Issue(number, f"{fields['project']}-{self._created}", time.time(), fields, properties=properties)
@@ -230,7 +228,7 @@ class Jira(Standin):
         for name, operations in (body.get("update") or {}).items():
             given[name] = self._operated(issue, name, operations)
         fields = self._fields(given, creating=False)
-        issue.properties.update(_properties(body.get("properties", [])))
+        issue.properties.update(jira_fields.properties(body.get("properties", [])))
         issue.fields.update(fields)
         self._rendered(f"{issue.key} description", fields.get("description"))
         self.effect("update", key=issue.key, fields=sorted(fields))
@@ -275,10 +273,10 @@ class Jira(Standin):
         if not isinstance(fields, dict):
             raise Refused(self.refusal(400, "Field 'fields' is required."))
         checks: dict[str, Callable[[Any], Any]] = {
-            "summary": _summary,
-            "description": _description,
-            "labels": _labels,
-            "priority": _priority,
+            "summary": jira_fields.summary,
+            "description": jira_fields.description,
+            "labels": jira_fields.labels,
+            "priority": jira_fields.priority,
             "issuetype": self._issue_type,
         }
         if creating:
@@ -421,7 +419,7 @@ class Jira(Standin):
 
     def _check_comment(self, body: object) -> None:
         try:
-            if not _description(body):
+            if jira_fields.description(body) is None or not adf.text(body).strip():
                 raise ValueError("Comment body can not be empty!")
         except adf.Invalid as error:
             raise Refused(self.refusal(400, "INVALID_INPUT", comment=str(error))) from None
@@ -448,7 +446,7 @@ class Jira(Standin):
         except ValueError:
             return self.refusal(400, "The property value must be JSON.")
         new = unquote(name) not in issue.properties
-        issue.properties.update(_properties([{"key": unquote(name), "value": value}]))
+        issue.properties.update(jira_fields.properties([{"key": unquote(name), "value": value}]))
         self.effect("property", key=issue.key, name=unquote(name))
         return Answer(201 if new else 200, b"")
 
@@ -487,57 +485,6 @@ class Jira(Standin):
             return self.refusal(400, str(error))
         page = [self._shown(issue, fields) if fields else {"id": issue.id} for issue in found[: int(str(most))]]
         return Answer(200, {"issues": page, "isLast": len(found) <= int(str(most))})
-
-
-def _summary(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("You must specify a summary of the issue.")
-    if "\n" in value or "\r" in value:
-        raise ValueError("The summary is invalid because it contains newline characters.")
-    if len(value) > 255:
-        raise ValueError("Summary can't exceed 255 characters.")
-    return value
-
-
-def _description(value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError("Operation value must be an Atlassian Document (see the Atlassian Document Format)")
-    adf.check(value)
-    if len(adf.text(value)) > TEXT_LIMIT:
-        raise ValueError("The entered text is too long. It exceeds the allowed limit of 32,767 characters.")
-    return value
-
-
-def _labels(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
-        raise ValueError("data was not an array of strings")
-    for label in value:
-        if any(character.isspace() for character in label):
-            raise ValueError(f"The label '{label}' contains spaces which is invalid.")
-        if len(label) > 255:
-            raise ValueError(f"The label '{label[:20]}...' exceeds the limit of 255 characters.")
-    return list(dict.fromkeys(value))
-
-
-def _priority(value: Any) -> str:
-    if not isinstance(value, dict):
-        raise ValueError("Specify a valid 'id' or 'name' for Priority: data was not an object")
-    name = value.get("name")
-    if set(value) == {"id"} and str(value["id"]) in "12345":
-        name = PRIORITIES[int(value["id"]) - 1]
-    if name not in PRIORITIES:
-        raise ValueError("The priority selected is invalid.")
-    return name
-
-
-def _properties(value: Any) -> dict[str, Any]:
-    for one in value if isinstance(value, list) else [None]:
-        if not isinstance(one, dict) or set(one) != {"key", "value"} or not 0 < len(str(one["key"])) <= 255:
-            message = "Each property needs a key of at most 255 characters and a value."
-            raise Refused(Answer(400, {"errorMessages": [message], "errors": {}}))
-    return {one["key"]: one["value"] for one in value}
 
 
 _READ: dict[str, Callable[[Any], list[str]]] = {

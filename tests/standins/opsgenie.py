@@ -75,7 +75,7 @@ class OpsGenie(Standin):
     def state(self) -> dict[str, object]:
         return {"pages": self.pages, "alerts": {key: [asdict(a) for a in all_] for key, all_ in self.alerts.items()}}
 
-    def refusal(self, code: int, message: str = "", **more: object) -> Answer:
+    def refusal(self, code: int, message: str = "", /, **more: object) -> Answer:
         if code == 429:
             return self.throttled(1)
         return Answer(code, {"message": message or f"OpsGenie answers {code}", **more, **_receipt()})

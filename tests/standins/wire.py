@@ -165,7 +165,8 @@ class Listener:
         self.stopping = threading.Event()
         self._socket = socket.create_server((self.host, self.port), backlog=256)
         self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._socket, self.stopping), daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, args=(self._socket, self.stopping), daemon=True)
+        self._accepting.start()
 
     def stop(self) -> None:
         """Refuse new connections and cut those that stand."""
@@ -177,6 +178,7 @@ class Listener:
             socket.create_connection((self.host, self.port), timeout=1).close()
         except OSError:
             pass
+        self._accepting.join(timeout=2)  # the port stays open for as long as accept() holds it
         listening.close()
         with self._lock:
             connections = list(self._connections)
