@@ -205,6 +205,7 @@ def test_they_run_as_a_process_that_is_steered_over_http(tmp_path):
             assert send("POST", url, {"text": "hello"}).text == "ok"
             state = send("GET", base + "/_state").json()
             assert [message["text"] for message in state["messages"]] == ["hello"]
+            assert send("GET", base + "/_counts").json() == {"requests": 2, "message": 1}
             assert send("POST", base + "/_faults", {"kind": "explode"}).status == 400
             assert send("POST", base + "/_options", {"rate_limit": 5}).json()["rate_limit"] == 5
             assert send("POST", base + "/_reset").status == 200

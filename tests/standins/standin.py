@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +67,10 @@ class Standin:
         self.lag = 0.0  # seconds: what it means differs by vendor
         self.rate_limit: float | tuple[int, float] | None = None  # requests per second, or (requests, seconds)
         self.effects: list[dict[str, object]] = []
+        self.counts: Counter[str] = Counter()  # of the effects, by kind
         self.rendered: list[dict[str, str]] = []  # what people would see as a mention, link or markup
-        self.seen: deque[Seen] = deque(maxlen=5000)
+        self.seen: deque[Seen] = deque(maxlen=5000)  # the latest
+        self.served = 0  # requests that got an ordinary answer or met a fault
         self.faults = Faults()
         self._recent: deque[float] = deque()
         self._ledger = ledger
@@ -102,8 +104,10 @@ class Standin:
         with self.lock:
             self.faults.clear()
             self.effects.clear()
+            self.counts.clear()
             self.rendered.clear()
             self.seen.clear()
+            self.served = 0
             self._recent.clear()
             self.forget()
 
@@ -138,6 +142,7 @@ class Standin:
         entry = {"at": time.time(), "platform": self.name, "effect": what, **about}
         self._ledger.write(entry)
         self.effects.append(entry)
+        self.counts[what] += 1
 
     def render(self, kind: str, where: str, text: str) -> None:
         self.rendered.append({"kind": kind, "where": where, "text": text})
@@ -188,7 +193,7 @@ class Standin:
         control = path.startswith("/_")
         fault = None if control else self.faults.take(method, path)
         if fault is not None and fault.kind == "reset" and fault.options["when"] == "before":
-            self.seen.append(Seen(method, path, query, headers, b"", None))
+            self._saw(Seen(method, path, query, headers, b"", None))
             wire.reset()
             return
         data = body()
@@ -199,18 +204,26 @@ class Standin:
         if control:
             wire.send(self._control(request).encode())
         elif fault is not None:
-            self.seen.append(Seen(method, path, query, headers, data, None))
+            self._saw(Seen(method, path, query, headers, data, None))
             play(fault, wire, target, lambda: self.answer(request), self.refusal)
         else:
             answer = self.answer(request)
-            self.seen.append(Seen(method, path, query, headers, data, answer.status))
+            self._saw(Seen(method, path, query, headers, data, answer.status))
             wire.send(answer.encode(head_only=method == "HEAD"))
+
+    def _saw(self, seen: Seen) -> None:
+        with self.lock:
+            self.seen.append(seen)
+            self.served += 1
 
     def _control(self, request: Request) -> Answer:
         try:
             match request.method, request.path:
                 case "GET", "/_state":
                     return Answer(200, self._whole_state())
+                case "GET", "/_counts":
+                    with self.lock:
+                        return Answer(200, {"requests": self.served, **self.counts})
                 case "GET", "/_faults":
                     return Answer(200, self.faults.as_json())
                 case "POST", "/_faults":
@@ -228,7 +241,9 @@ class Standin:
                     return Answer(200, {"status": "ok"})
         except (ValueError, TypeError) as error:
             return Answer(400, {"error": str(error)})
-        return Answer(404, {"error": "GET /_state, GET|POST|DELETE /_faults, POST /_options, POST /_reset"})
+        return Answer(
+            404, {"error": "GET /_state, GET /_counts, GET|POST|DELETE /_faults, POST /_options, POST /_reset"}
+        )
 
     def _set_options(self, given: dict[str, object]) -> Answer:
         if unknown := set(given) - set(self.options):
@@ -246,7 +261,7 @@ class Standin:
                 "effects": list(self.effects),
                 "rendered": list(self.rendered),
                 "faults": self.faults.as_json(),
-                "requests": len(self.seen),
+                "requests": self.served,
                 "connections": {"accepted": self.listener.accepted, "open": self.listener.connected},
                 "options": self._options(),
             }
