@@ -1,0 +1,53 @@
+"""A model field for secrets: JSON that is encrypted in the database and nowhere else readable."""
+
+import json
+from functools import lru_cache
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from django.conf import settings
+from django.db import models
+
+
+class CannotDecrypt(RuntimeError):
+    """The stored secrets were written with a key that is not in ENCRYPTION_KEYS."""
+
+
+class Secrets(dict):
+    """Names to secret texts. Its repr tells the names only."""
+
+    def __repr__(self) -> str:
+        return f"<Secrets {', '.join(sorted(self)) or 'none'}>"
+
+    __str__ = __repr__
+
+
+class SecretsField(models.TextField):
+    """Holds `Secrets`, encrypted with the newest of ENCRYPTION_KEYS; any of them reads it."""
+
+    def get_prep_value(self, value: dict) -> str:
+        return encrypt(json.dumps(dict(value or {}), sort_keys=True))
+
+    def from_db_value(self, value: str, *_) -> Secrets:
+        return Secrets(json.loads(decrypt(value))) if value else Secrets()
+
+    def to_python(self, value: object) -> Secrets:
+        return value if isinstance(value, Secrets) else Secrets(value or {})
+
+    def value_to_string(self, obj: models.Model) -> str:
+        return self.get_prep_value(self.value_from_object(obj))  # dumpdata carries ciphertext
+
+
+def encrypt(text: str) -> str:
+    return _fernet(tuple(settings.ENCRYPTION_KEYS)).encrypt(text.encode()).decode()
+
+
+def decrypt(token: str) -> str:
+    try:
+        return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode()).decode()
+    except InvalidToken as error:
+        raise CannotDecrypt("Stored secrets cannot be read: ENCRYPTION_KEYS lacks the key they were written with.") from error
+
+
+@lru_cache(maxsize=4)
+def _fernet(keys: tuple[str, ...]) -> MultiFernet:
+    return MultiFernet([Fernet(key) for key in keys])

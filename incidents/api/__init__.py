@@ -1,0 +1,1 @@
+"""The REST door to incidents: parses, calls one function, shapes the answer."""

@@ -1,0 +1,19 @@
+"""The addresses of the incidents' API. `/api/v1/incidents…` equals `/api/incidents…`."""
+
+from django.urls import include, path
+from rest_framework.routers import SimpleRouter
+
+from incidents.api import model, views
+
+incidents = SimpleRouter(trailing_slash=False)
+incidents.register("incidents", views.Incidents, basename="incident")
+
+urlpatterns = [
+    path("api/", include(incidents.urls)),
+    path("api/v1/", include((incidents.urls, "v1"))),
+    path("api/v1/anomalies", views.Anomalies.as_view()),
+    path("api/v1/audit", views.Audit.as_view()),
+    path("api/v1/tickets/retry", views.RetryTickets.as_view()),
+    path("api/v1/llm-status", model.LlmStatus.as_view()),
+    path("api/v1/test-llm", model.TestLlm.as_view()),
+]

@@ -1,0 +1,422 @@
+"""The endpoints of incidents, their moves, their audit, and the anomalies that make them."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+import orjson
+from django.db.models import Count, Max, QuerySet
+from django.http import Http404, StreamingHttpResponse
+from django.utils.http import parse_etags, urlencode
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from rest_framework.decorators import action
+from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSet
+
+from config.current import current
+from incidents import intake, lifecycle
+from incidents.api import examples, filters, shapes
+from incidents.intake import Result
+from incidents.lifecycle import LONGEST_NOTE, MOVES_AT_ONCE, Moved, Refused
+from incidents.models import Incident, Ticket
+from incidents.times import timestamp
+
+INCIDENT_ID = re.compile(r"inc-\d{8}-\d{3,9}", re.ASCII)
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+MOST_ANOMALIES = 10_000
+MOST_ERRORS_TOLD = 1000
+RECENT_ANOMALIES = 20
+OTHER_INCIDENTS = 20
+CHUNK = 500
+
+ERRORS = {
+    400: shapes.ErrorSerializer,
+    401: shapes.ErrorSerializer,
+    403: shapes.ErrorSerializer,
+    404: shapes.ErrorSerializer,
+}
+MOVE_ERRORS = ERRORS | {409: shapes.ErrorSerializer}
+
+
+def _query(name: str, description: str, **more) -> OpenApiParameter:
+    return OpenApiParameter(name, str, description=description, **more)
+
+
+LIST_PARAMETERS = [
+    _query("status", "open, acknowledged, escalated, resolved; several by commas."),
+    _query("severity", "critical, high, medium, low; several by commas."),
+    _query("service", "Exact names, several by commas."),
+    _query("platform", "Incidents with a ticket at one of these."),
+    _query("since", "Created at this time or later, RFC 3339."),
+    _query("until", "Created before this time."),
+    _query("q", "Title, service, id or trace contain this text."),
+    _query("ordering", f"{', '.join(filters.ORDERINGS)}; with - before it the other way round. Default -createdAt."),
+    OpenApiParameter("limit", int, description="Incidents per page, 1 to 1000. Without it, all."),
+    _query("cursor", "Where the page begins: from the Link header of the page before."),
+]
+
+
+class Conflict(APIException):
+    status_code = 409
+
+
+def _object(request: Request) -> dict:
+    """The body, which is an object; none is an empty one."""
+    body = request.data
+    if not isinstance(body, dict):
+        raise ValidationError("The body must be an object, such as {}.")
+    return body
+
+
+def _note(body: dict) -> str:
+    note = body.get("note", "")
+    if note is None:
+        return ""
+    if not isinstance(note, str):
+        raise ValidationError({"note": "Must be a text."})
+    if len(note) > LONGEST_NOTE:
+        raise ValidationError({"note": f"Must have {LONGEST_NOTE} characters at most."})
+    return re.sub("[\x00\ud800-\udfff]", "\ufffd", note).strip()
+
+
+def _move_schema(name: str, summary: str, response, examples_: list):
+    return extend_schema(
+        operation_id=f"{name}Incident",
+        summary=summary,
+        request=shapes.NoteSerializer,
+        responses={200: response} | MOVE_ERRORS,
+        examples=examples_,
+        tags=["Incidents"],
+    )
+
+
+@extend_schema_view(
+    list=extend_schema(
+        operation_id="listIncidents",
+        summary="List incidents, newest first",
+        parameters=LIST_PARAMETERS,
+        responses={200: shapes.IncidentSerializer(many=True)} | ERRORS,
+        examples=examples.LIST,
+        tags=["Incidents"],
+    ),
+    retrieve=extend_schema(
+        operation_id="getIncident",
+        summary="One incident with its evidence, tickets and anomalies",
+        responses={200: shapes.IncidentDetailSerializer} | ERRORS,
+        tags=["Incidents"],
+    ),
+    acknowledge=_move_schema(
+        "acknowledge", "Acknowledge an incident", shapes.AcknowledgedSerializer, examples.ACKNOWLEDGED
+    ),
+    escalate=_move_schema("escalate", "Escalate to those who are paged", shapes.EscalatedSerializer, examples.ESCALATED),
+    resolve=_move_schema("resolve", "Resolve an incident", shapes.ResolvedSerializer, examples.RESOLVED),
+    reopen=_move_schema("reopen", "Open an incident again", shapes.ReopenedSerializer, examples.REOPENED),
+    batch=extend_schema(
+        operation_id="batchUpdateIncidents",
+        summary="Make one move on many incidents",
+        request=shapes.BatchRequestSerializer,
+        responses={200: shapes.BatchResponseSerializer} | ERRORS,
+        examples=examples.BATCH,
+        tags=["Incidents"],
+    ),
+)
+class Incidents(ViewSet):
+    roles = {"GET": "viewer", "POST": "responder"}
+    lookup_value_regex = "[^/]+"
+    lookup_url_kwarg = "id"
+
+    def list(self, request: Request):
+        params = filters.checked(request.query_params)
+        order = filters.Order.read(params.get("ordering", ""))
+        limit = filters.limit_of(params)
+        incidents = filters.filtered(params, Incident.objects.all())
+        seen = incidents.order_by().aggregate(count=Count("pk"), updated=Max("updated_at"), caused=Max("cause_at"))
+        etag = _etag(request, *seen.values())
+        if etag in parse_etags(request.headers.get("If-None-Match", "")):
+            return Response(status=304, headers={"ETag": etag})
+        rows = order.apply(incidents.defer("evidence", "description"))
+        if limit is None:
+            return StreamingHttpResponse(_streamed(rows), content_type="application/json", headers={"ETag": etag})
+        return self.page(request, params, order, rows, limit, headers={"ETag": etag, "X-Total-Count": seen["count"]})
+
+    def page(self, request, params: dict, order: filters.Order, rows: QuerySet, limit: int, headers: dict) -> Response:
+        if cursor := params.get("cursor"):
+            rows = order.behind(rows, cursor)
+        found = list(rows[: limit + 1])
+        if len(found) > limit:
+            found.pop()
+            query = urlencode(params | {"cursor": order.cursor(found[-1])})
+            headers["Link"] = f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
+        return Response([shapes.incident_json(incident) for incident in found], headers=headers)
+
+    def retrieve(self, request: Request, id: str) -> Response:
+        incident = Incident.objects.prefetch_related("tickets").filter(pk=_existing(id)).first()
+        if incident is None:
+            raise Http404(f"There is no incident {id}.")
+        config = current()
+        etag = _etag(request, incident.updated_at, incident.cause_at, *_ticket_versions(incident, config))
+        if etag in parse_etags(request.headers.get("If-None-Match", "")):
+            return Response(status=304, headers={"ETag": etag})
+        anomalies = incident.anomalies.defer("payload").order_by("-id")[:RECENT_ANOMALIES]
+        others = Incident.objects.active().filter(service=incident.service).exclude(pk=incident.pk).newest_first()
+        body = shapes.detail_json(incident, config, list(anomalies), list(others.only("pk")[:OTHER_INCIDENTS]))
+        return Response(body, headers={"ETag": etag})
+
+    @action(detail=True, methods=["post"])
+    def acknowledge(self, request: Request, id: str) -> Response:
+        incident = _moved("acknowledge", id, request)
+        return Response(_moved_json(incident, acknowledgedAt=timestamp(incident.acknowledged_at)))
+
+    @action(detail=True, methods=["post"])
+    def resolve(self, request: Request, id: str) -> Response:
+        incident = _moved("resolve", id, request)
+        return Response(_moved_json(incident, resolvedAt=timestamp(incident.resolved_at)))
+
+    @action(detail=True, methods=["post"])
+    def escalate(self, request: Request, id: str) -> Response:
+        incident = _moved("escalate", id, request)
+        at = timestamp(incident.escalated_at)
+        return Response(_moved_json(incident, escalatedAt=at, escalatedTo=incident.escalated_to))
+
+    @action(detail=True, methods=["post"])
+    def reopen(self, request: Request, id: str) -> Response:
+        incident = _moved("reopen", id, request)
+        return Response(_moved_json(incident, reopenedAt=timestamp(incident.reopened_at)))
+
+    @action(detail=False, methods=["post"])
+    def batch(self, request: Request) -> Response:
+        body = _object(request)
+        ids, name, note = _batch_ids(body), body.get("action"), _note(body)
+        if not isinstance(name, str) or name not in ("acknowledge", "resolve", "escalate"):
+            raise ValidationError({"action": "Must be one of acknowledge, resolve, escalate."})
+        known = [incident_id for incident_id in ids if INCIDENT_ID.fullmatch(incident_id)]
+        results = lifecycle.move(name, known, actor=request.user.actor, note=note, request_id=request.id)
+        there = [result.incident.pk for result in results if isinstance(result, Moved)]
+        messages = {result.id: result.message for result in results if isinstance(result, Refused)}
+        failed = [
+            {"id": incident_id[:100], "message": messages.get(incident_id, "There is no incident of this id.")}
+            for incident_id in dict.fromkeys(ids)
+            if incident_id not in set(there)
+        ]
+        return Response({"updated": len(there), "action": name, "ids": there, "failed": failed})
+
+
+def _existing(incident_id: str) -> str:
+    if not INCIDENT_ID.fullmatch(incident_id):
+        raise Http404("There is no incident of this id. Ids look like inc-20240301-001.")
+    return incident_id
+
+
+def _moved(name: str, incident_id: str, request: Request) -> Incident:
+    note = _note(_object(request))
+    [result] = lifecycle.move(
+        name, [_existing(incident_id)], actor=request.user.actor, note=note, request_id=request.id
+    )
+    if isinstance(result, Moved):
+        return result.incident
+    if result.unknown:
+        raise Http404(result.message)
+    raise Conflict(result.message)
+
+
+def _moved_json(incident: Incident, **times: object) -> dict:
+    return {"id": incident.pk, "status": incident.status, **times}
+
+
+def _batch_ids(body: dict) -> list[str]:
+    ids = body.get("ids")
+    if not isinstance(ids, list) or not ids:
+        raise ValidationError({"ids": "Must be a list of one incident id or more."})
+    if not all(isinstance(incident_id, str) for incident_id in ids):
+        raise ValidationError({"ids": "Must hold texts only, such as inc-20240301-001."})
+    if len(ids) > MOVES_AT_ONCE:
+        raise ValidationError({"ids": f"Must hold {MOVES_AT_ONCE} ids at most; these are {len(ids)}."})
+    return ids
+
+
+def _etag(request: Request, *parts: object) -> str:
+    digest = hashlib.sha256(repr((request.get_full_path(), parts)).encode("utf-8", "backslashreplace")).hexdigest()
+    return f'W/"{digest[:20]}"'
+
+
+def _ticket_versions(incident: Incident, config) -> Iterator[object]:
+    for ticket in incident.tickets.all():
+        yield (ticket.pk, ticket.wanted_version, ticket.claim, ticket.due_at, ticket.parked_at)
+        yield config.platforms[ticket.platform].enabled
+
+
+def _streamed(rows: QuerySet) -> Iterator[bytes]:
+    """A JSON array, a chunk at a time. The first rows are read before the answer begins, while it can still be a 503."""
+    incidents = rows.iterator(chunk_size=CHUNK)
+    first = next(incidents, None)
+    return _array(chain([first], incidents) if first is not None else iter(()))
+
+
+def _array(incidents: Iterator[Incident]) -> Iterator[bytes]:
+    opening = b"["
+    chunk: list[bytes] = []
+    for incident in incidents:
+        chunk.append(orjson.dumps(shapes.incident_json(incident)))
+        if len(chunk) == CHUNK:
+            yield opening + b",".join(chunk)
+            opening, chunk = b",", []
+    yield (opening + b",".join(chunk) if chunk or opening == b"[" else b"") + b"]"
+
+
+class Anomalies(APIView):
+    roles = {"POST": "producer"}
+
+    @extend_schema(
+        operation_id="sendAnomalies",
+        summary="Send one anomaly, or an array of them",
+        description=(
+            "Joins, reopens or opens incidents. A bad item costs no other: it is told in `errors`. The answer is 400 "
+            "where nothing could be read. With a score below `minimumScore` no incident opens."
+        ),
+        parameters=[
+            OpenApiParameter("dryRun", bool, description="Say what would happen, and change nothing."),
+            OpenApiParameter(
+                "Idempotency-Key",
+                str,
+                OpenApiParameter.HEADER,
+                description="Gives items without an event id one, so that the request may be sent again.",
+            ),
+        ],
+        request=shapes.AnomalyRequestSerializer,
+        responses={200: shapes.IntakeResponseSerializer} | ERRORS | {413: shapes.ErrorSerializer},
+        examples=examples.INTAKE,
+        tags=["Anomalies"],
+    )
+    def post(self, request: Request) -> Response:
+        body = request.data
+        items = body if isinstance(body, list) else [body]
+        if not items or not isinstance(body, dict | list) or body == {}:
+            raise ValidationError("Send one anomaly as an object, or an array of them; there is none in the body.")
+        if len(items) > MOST_ANOMALIES:
+            raise TooMany(f"An array may hold {MOST_ANOMALIES} anomalies at most; these are {len(items)}.")
+        results = intake.accept(
+            items,
+            actor=request.user.actor,
+            request_id=request.id,
+            idempotency_key=_idempotency_key(request),
+            dry_run=_flag(request, "dryRun"),
+        )
+        if all(result.outcome == "rejected" for result in results):
+            raise ValidationError(_rejections(results, alone=isinstance(body, dict)))
+        return Response(_taken_in(results))
+
+
+class TooMany(APIException):
+    status_code = 413
+
+
+def _idempotency_key(request: Request) -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if key and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise ValidationError({"Idempotency-Key": "Must have 1 to 200 printable ASCII characters without blanks."})
+    return key
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false").lower()
+    if value not in ("true", "false", "1", "0", ""):
+        raise ValidationError({name: "Must be true or false."})
+    return value in ("true", "1")
+
+
+def _rejections(results: list[Result], *, alone: bool) -> dict[str, str] | str:
+    if alone:
+        return {"anomaly": results[0].message}
+    return {str(index): result.message for index, result in enumerate(results[:100])}
+
+
+def _taken_in(results: list[Result]) -> dict:
+    counts = Counter(result.outcome for result in results)
+    return {
+        "received": len(results),
+        "created": counts["created"],
+        "deduplicated": counts["deduplicated"],
+        "reopened": counts["reopened"],
+        "belowThreshold": counts["belowThreshold"],
+        "redelivered": counts["redelivered"],
+        "rejected": counts["rejected"],
+        "incidents": list(dict.fromkeys(r.incident_id for r in results if r.incident_id)),
+        "results": [
+            {"index": index, "outcome": result.outcome, "incidentId": result.incident_id}
+            for index, result in enumerate(results)
+        ],
+        "errors": [
+            {"index": index, "message": result.message}
+            for index, result in enumerate(results)
+            if result.outcome == "rejected"
+        ][:MOST_ERRORS_TOLD],
+    }
+
+
+class Audit(APIView):
+    role = "viewer"
+
+    @extend_schema(
+        operation_id="getAudit",
+        summary="The state changes of an incident, oldest first",
+        parameters=[_query("incident_id", "The incident whose audit trail to read.", required=True)],
+        responses={200: shapes.AuditSerializer} | ERRORS,
+        examples=examples.AUDIT,
+        tags=["Audit"],
+    )
+    def get(self, request: Request) -> Response:
+        incident_id = request.query_params.get("incident_id", "")
+        if not incident_id:
+            raise ValidationError({"incident_id": "Required: the incident whose audit trail to read."})
+        entries = list(lifecycle.audit_of(_existing(incident_id)))
+        if not entries and not Incident.objects.filter(pk=incident_id).exists():
+            raise Http404(f"There is no incident {incident_id}.")
+        return Response({"incident_id": incident_id, "entries": [_entry_json(entry) for entry in entries]})
+
+
+def _entry_json(entry) -> dict:
+    told = {
+        "action": entry.action,
+        "timestamp": timestamp(entry.timestamp),
+        "details": entry.details,
+        "actor": entry.actor,
+    }
+    return told | ({"note": entry.data["note"]} if "note" in entry.data else {})
+
+
+class RetryTickets(APIView):
+    role = "responder"
+
+    @extend_schema(
+        operation_id="retryTickets",
+        summary="Send tickets again now, whatever they wait for",
+        request=shapes.RetryRequestSerializer,
+        responses={200: shapes.RetryResponseSerializer} | ERRORS,
+        tags=["Tickets"],
+    )
+    def post(self, request: Request) -> Response:
+        tickets = _tickets_named(_object(request))
+        retried = [
+            lifecycle.retry_ticket(ticket_id, actor=request.user.actor, request_id=request.id) for ticket_id in tickets
+        ]
+        config = current()
+        shown = [shapes.ticket_json(ticket, config) for ticket in retried if ticket]
+        return Response({"retried": len(shown), "tickets": shown})
+
+
+def _tickets_named(body: dict) -> list[int]:
+    """The tickets of `ids`, or those of one incident that do not show what they should."""
+    ids, incident_id = body.get("ids"), body.get("incidentId")
+    if isinstance(incident_id, str):
+        behind = Ticket.objects.behind().filter(incident_id=_existing(incident_id))
+        return list(behind.order_by("pk").values_list("pk", flat=True))
+    whole = isinstance(ids, list) and all(type(i) is int and 0 < i < 2**63 for i in ids)
+    if not whole or not 1 <= len(ids) <= 100:
+        raise ValidationError({"ids": "Name 1 to 100 tickets by their numbers, or an incident by incidentId."})
+    return list(Ticket.objects.filter(pk__in=ids).order_by("pk").values_list("pk", flat=True))
+

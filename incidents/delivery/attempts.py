@@ -1,0 +1,240 @@
+"""One attempt to make a ticket show what it should: claim it, talk to the platform, note the outcome.
+
+No transaction is open while a platform is asked. The claim is a lease with a fence: all requests of an attempt have one
+deadline, counted from before the claim and shorter than the lease, and nothing is sent once it has passed. So a worker
+that slept sends nothing when it wakes, and the outcome of an old claim is not noted.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from django.db.models import Case, DateTimeField, F, Q, Value, When
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from config.changes import egress
+from config.current import PlatformConfig, current
+from config.models import PlatformVersion
+from incidents.delivery import core, notices
+from incidents.models import PlatformPause, Ticket, lease
+from platforms.catalog import PLATFORMS
+from platforms.contract import Notice, Platform, PlatformError, Remote
+from platforms.http import Caller, clock
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = 8
+BREAKER_OPENS_AT = 5  # failures in a row
+LONGEST_BREAK_PAGING = 5.0  # seconds
+LONGEST_BREAK = 30.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that all requests of one attempt may take together, and that the claim holds."""
+
+    deadline: float
+    lease: float
+
+
+PAGING = Times(deadline=5, lease=8)
+OTHER = Times(deadline=20, lease=30)  # may search, create and change in one attempt
+
+
+def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> bool:
+    """Makes one attempt for the platform's most urgent due ticket. False where there is nothing to do.
+
+    `claimed` is called once a ticket is held, so that another thread may look for the next.
+    """
+    config = current().platforms[platform]
+    pause = PlatformPause.objects.filter(platform=platform).annotate(now=Now()).first()
+    if not config.enabled or (pause and pause.until > pause.now):
+        return False
+    times = PAGING if config.platform.pages else OTHER
+    started = clock()
+    held = _claim(platform, times)
+    if held is None:
+        return False
+    claimed()
+    ticket, predecessor_died = held
+    failures = pause.failures if pause else 0
+    _Attempt(ticket, config, started, times, failures).run(predecessor_died=predecessor_died)
+    return True
+
+
+def _claim(platform: str, times: Times) -> tuple[Ticket, bool] | None:
+    for pk, claim, lease_until in Ticket.objects.due(platform).values_list("pk", "claim", "lease_until")[:CANDIDATES]:
+        free = Ticket.objects.filter(Q(lease_until=None) | Q(lease_until__lt=Now()), pk=pk, claim=claim, due_at__lte=Now())
+        if free.update(claim=F("claim") + 1, lease_until=lease(times.lease), attempts=F("attempts") + 1):
+            ticket = Ticket.objects.select_related("incident", "settings_version").get(pk=pk)
+            if ticket.claim == claim + 1:
+                return ticket, lease_until is not None
+    return None
+
+
+class _Attempt:
+    """What one claim does, from the first request to the note of its outcome."""
+
+    def __init__(self, ticket: Ticket, config: PlatformConfig, started: float, times: Times, failures: int) -> None:
+        self.ticket = ticket
+        self.platform = config.platform
+        self.failures = failures
+        self.version_id, self.settings = _credentials(ticket, config)
+        self.caller = Caller(
+            egress=egress(),
+            seconds=times.deadline,
+            started=started,
+            secrets=[self.settings[f.name] for f in self.platform.fields if f.secret and self.settings.get(f.name)],
+        )
+        self.ids = {"incident": ticket.incident_id, "ticket": ticket.pk, "platform": ticket.platform}
+
+    def run(self, *, predecessor_died: bool) -> None:
+        shown = core.Level.from_json(self.ticket.shown)
+        wanted, notice = notices.wanted(self.ticket, shown)
+        row = core.claimed(_row(self.ticket, wanted, shown), predecessor_died=predecessor_died, now=timezone.now())
+        answered = None
+        while True:
+            row, request = core.next_request(row, timezone.now())
+            if request is None:
+                break
+            answered = self.ask(request, row, notice)
+            row = core.after(
+                row, request, answered, timezone.now(), serves_others=self.failures < self.ticket.attempts - 1
+            )
+            if row.generation != self.ticket.generation:
+                self.ticket.generation = row.generation
+                self.ticket.previous_links = list(row.previous_links)
+                wanted, notice = notices.wanted(self.ticket, None)
+                row = replace(row, wanted=wanted)
+        self.note(row, answered)
+
+    def ask(self, request: core.Request, row: core.Row, notice: Notice) -> Remote | None | PlatformError:
+        platform: Platform = self.platform
+        try:
+            match request:
+                case core.Create():
+                    return platform.create(self.caller, self.settings, notice)
+                case core.Find():
+                    return platform.find(self.caller, self.settings, notice.key)
+                case core.Update(steps):
+                    return platform.update(self.caller, self.settings, notice, row.remote or Remote(), steps)
+        except PlatformError as error:
+            log.warning("%s: %s", type(request).__name__.lower(), error.message, extra=self.ids)
+            return error
+
+    def note(self, row: core.Row, answered: Remote | None | PlatformError) -> None:
+        """Only the latest claim has a say. What has come to be wanted meanwhile stays due."""
+        version = self.ticket.wanted_version
+        in_step = not row.settled
+        remote = row.remote
+        noted = Ticket.objects.filter(pk=self.ticket.pk, claim=self.ticket.claim).update(
+            shown=row.shown.as_json() if row.shown else {},
+            remote_id=remote.id[:300] if remote else "",
+            remote_url=remote.url[:1000] if remote else "",
+            remote_data=dict(remote.data) if remote else {},
+            created_remotely_at=(self.ticket.created_remotely_at or timezone.now()) if remote else None,
+            settings_version_id=self.version_id if remote else self.ticket.settings_version_id,
+            generation=row.generation,
+            previous_links=list(row.previous_links),
+            attempts=row.attempts,
+            in_doubt=row.in_doubt,
+            doubtful_since=row.doubtful_since,
+            lookups=row.lookups,
+            last_lookup_at=row.last_lookup_at,
+            may_be_doubled=row.may_be_doubled,
+            failing_since=row.failing_since,
+            last_error=row.last_error,
+            lease_until=None,
+            due_at=_unless_changed(version, _due(row)),
+            parked_at=_unless_changed(version, Now() if row.parked else None, otherwise=None),
+            **({"shown_version": version, "shown_at": Now()} if in_step else {}),
+        )
+        if not noted:
+            log.warning("The lease was lost: another worker has this ticket now.", extra=self.ids)
+        elif in_step and isinstance(answered, Remote):
+            log.info("Ticket shows %s.", row.wanted.status, extra=self.ids)
+        elif row.parked:
+            log.error("Ticket given up until somebody acts: %s", row.last_error, extra=self.ids)
+        _note_platform(self.platform, self.failures, answered, row.pause_platform)
+
+
+def _due(row: core.Row):
+    if row.parked or not row.settled:
+        return None
+    return lease(row.wait_seconds) if row.wait_seconds else Now()
+
+
+def _unless_changed(version: int, value: object, otherwise: object = Now()) -> Case:
+    """`value`, unless the ticket has come to want more since it was claimed."""
+    return Case(
+        When(wanted_version=version, then=_as_moment(value)), default=_as_moment(otherwise), output_field=DateTimeField()
+    )
+
+
+def _as_moment(value: object):
+    return Value(None, output_field=DateTimeField()) if value is None else value
+
+
+def _credentials(ticket: Ticket, config: PlatformConfig) -> tuple[int | None, dict[str, str]]:
+    """Today's settings, unless they are those of another account than the one the ticket was made at."""
+    made_with: PlatformVersion | None = ticket.settings_version
+    if ticket.created_remotely_at is None or made_with is None:
+        return config.version_id, config.settings
+    defaults = {f.name: f.default for f in config.platform.fields}
+    for name in config.platform.identity:
+        if (made_with.settings.get(name) or defaults[name]) != (config.settings.get(name) or defaults[name]):
+            return made_with.pk, made_with.settings
+    return config.version_id, config.settings
+
+
+def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.Row:
+    platform = PLATFORMS[ticket.platform]
+    made = ticket.created_remotely_at is not None
+    return core.Row(
+        wanted=wanted,
+        traits=core.Traits(
+            pages=platform.pages,
+            keyed=platform.keyed,
+            searchable=platform.searchable,
+            search_lag=timedelta(seconds=platform.search_lag),
+        ),
+        written_at=notices.needed_since(ticket),
+        shown=shown,
+        remote=Remote(ticket.remote_id, ticket.remote_url, ticket.remote_data) if made else None,
+        generation=ticket.generation,
+        previous_links=tuple(ticket.previous_links),
+        attempts=ticket.attempts,
+        in_doubt=ticket.in_doubt,
+        doubtful_since=ticket.doubtful_since,
+        lookups=ticket.lookups,
+        last_lookup_at=ticket.last_lookup_at,
+        may_be_doubled=ticket.may_be_doubled,
+        failing_since=ticket.failing_since,
+        last_error=ticket.last_error,
+    )
+
+
+def _note_platform(
+    platform: Platform, failures: int, answered: Remote | None | PlatformError, pause_seconds: float | None
+) -> None:
+    """The platform's own state: left alone after a 429, and for a moment after failures in a row (its breaker)."""
+    if not isinstance(answered, PlatformError):
+        if failures and answered is not None:
+            PlatformPause.objects.filter(platform=platform.name, failures__gt=0).update(failures=0)
+        return
+    if pause_seconds is None and answered.permanent:
+        return
+    PlatformPause.objects.bulk_create(
+        [PlatformPause(platform=platform.name, until=timezone.now(), reason="")], ignore_conflicts=True
+    )
+    row = PlatformPause.objects.filter(platform=platform.name)
+    if pause_seconds is not None:
+        row.update(until=lease(pause_seconds), reason=answered.message[:500])
+        return
+    row.update(failures=F("failures") + 1)
+    if failures + 1 >= BREAKER_OPENS_AT:
+        longest = LONGEST_BREAK_PAGING if platform.pages else LONGEST_BREAK
+        seconds = min(2.0 ** min(failures + 1 - BREAKER_OPENS_AT, 10), longest)
+        row.update(until=lease(seconds), reason=answered.message[:500])

@@ -1,0 +1,137 @@
+"""The threads of a worker process: a lane per platform, one for causes, and the sweep that finds whatever is due.
+
+A lane is a bulkhead: at most a few attempts of one platform are under way, and a platform that hangs holds only its own
+threads. A wake-up tells a lane to look; the sweep tells all of them each second, and needs neither broker nor beat.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from django.db import close_old_connections, connection
+from django.db.models.functions import Now
+
+from incidents.causes import model
+from incidents.delivery.attempts import attempt_next
+from incidents.models import Incident, Pulse, Ticket
+from platforms.catalog import PLATFORMS
+
+log = logging.getLogger(__name__)
+
+THREADS_PER_LANE = 4
+SWEEP_SECONDS = 1.0
+PULSE_SECONDS = 5.0
+CAUSES = "causes"
+STOPPING_SECONDS = 6.0
+
+
+class Lane:
+    """Threads that make attempts of one kind until nothing is due, and then wait to be woken."""
+
+    def __init__(self, name: str, attempt: Callable[[Callable[[], None]], bool], threads: int = THREADS_PER_LANE) -> None:
+        self.name = name
+        self.attempt = attempt
+        self.word = False
+        self.stopped = False
+        self.condition = threading.Condition()
+        self.threads = [
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def wake(self) -> None:
+        with self.condition:
+            self.word = True
+            self.condition.notify()
+
+    def stop(self) -> None:
+        """No new attempts; those under way end by themselves."""
+        with self.condition:
+            self.stopped = True
+            self.condition.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self.condition:
+                self.condition.wait_for(lambda: self.word or self.stopped)
+                if self.stopped:
+                    break
+                self.word = False  # cleared before looking: a word that comes while looking is not lost
+            self._drain()
+        connection.close()
+
+    def _drain(self) -> None:
+        try:
+            close_old_connections()
+            # Whoever holds something wakes a second thread to look for more, and so on up to all of them.
+            while not self.stopped and self.attempt(self.wake):
+                pass
+        except Exception:  # the outermost loop of the thread: it must outlive whatever one attempt meets
+            log.exception("An attempt of %s broke.", self.name)
+            connection.close()
+
+
+class Sweep:
+    """Looks each second for what is due, and tells that it is alive."""
+
+    def __init__(self, queues: set[str]) -> None:
+        self.lanes: dict[str, Lane] = {}
+        if "tickets" in queues:
+            self.lanes |= {name: Lane(name, lambda claimed, n=name: attempt_next(n, claimed)) for name in PLATFORMS}
+        if "causes" in queues:
+            self.lanes[CAUSES] = Lane(CAUSES, model.ask_next)
+        self.name = f"sweep:{socket.gethostname()}:{os.getpid()}"
+        self.stopped = threading.Event()
+        self.pulse_at = 0.0
+        self.thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self.thread.start()
+
+    def wake(self, names: list[str]) -> None:
+        for name in names:
+            if lane := self.lanes.get(name):
+                lane.wake()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for lane in self.lanes.values():
+            lane.stop()
+        deadline = time.monotonic() + STOPPING_SECONDS
+        for thread in [t for lane in self.lanes.values() for t in lane.threads] + [self.thread]:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        while not self.stopped.wait(SWEEP_SECONDS):
+            try:
+                close_old_connections()
+                self.once()
+            except Exception:  # the outermost loop of the thread: the last thing to die
+                log.exception("The sweep broke; it goes on.")
+                connection.close()
+        Pulse.objects.filter(name=self.name).delete()
+        connection.close()
+
+    def once(self) -> None:
+        self.wake(self.due())
+        if time.monotonic() - self.pulse_at >= PULSE_SECONDS:
+            beat(self.name)
+            self.pulse_at = time.monotonic()
+
+    def due(self) -> list[str]:
+        names = []
+        if self.lanes.keys() - {CAUSES}:
+            due = Ticket.objects.filter(due_at__lte=Now()).order_by()
+            names += due.values_list("platform", flat=True).distinct()
+        if CAUSES in self.lanes and Incident.objects.awaiting_model().exists():
+            names.append(CAUSES)
+        return names
+
+
+def beat(name: str) -> None:
+    """Notes by the database's clock that this part of the machinery works."""
+    Pulse.objects.bulk_create(
+        [Pulse(name=name, at=Now())], update_conflicts=True, unique_fields=["name"], update_fields=["at"]
+    )

@@ -1,0 +1,65 @@
+"""What a ticket should show: the incident as a platform is told of it."""
+
+import hashlib
+from datetime import datetime
+
+from django.conf import settings
+
+from incidents.delivery.core import Level
+from incidents.lifecycle import audit_of
+from incidents.models import Incident, Ticket
+from platforms.contract import Note, Notice
+
+
+def link(incident_id: str) -> str:
+    """Where a person reads about the incident and acts on it."""
+    return f"{settings.PUBLIC_URL}/i/{incident_id}"
+
+
+def wanted(ticket: Ticket, shown: Level | None) -> tuple[Level, Notice]:
+    """The level a ticket should show, and the notice that says so, with the notes it has not shown yet."""
+    incident = ticket.incident
+    notes = _notes(incident.pk, after=shown.note if shown else 0)
+    level = Level(
+        status=incident.status,
+        escalated=incident.escalated_at is not None,
+        cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16],
+        note=max((number for number, _ in notes), default=shown.note if shown else 0),
+    )
+    return level, _notice(ticket, incident, tuple(note for _, note in notes))
+
+
+def _notes(incident_id: str, *, after: int) -> list[tuple[int, Note]]:
+    entries = audit_of(incident_id).filter(pk__gt=after, data__has_key="note")
+    return [(e.pk, Note(e.actor, e.data["note"], e.timestamp)) for e in entries]
+
+
+def _notice(ticket: Ticket, incident: Incident, notes: tuple[Note, ...]) -> Notice:
+    return Notice(
+        key=ticket.key,
+        incident_id=incident.pk,
+        title=incident.title,
+        description=incident.description,
+        severity=incident.severity,
+        status=incident.status,
+        escalated=incident.escalated_at is not None,
+        service=incident.service,
+        affected_services=tuple(incident.affected_services),
+        score=incident.anomaly_score,
+        anomaly_count=incident.anomaly_count,
+        root_cause=incident.root_cause,
+        fallback=incident.fallback,
+        link=link(incident.pk),
+        opened_at=incident.created_at,
+        environment=incident.environment,
+        trace_id=incident.trace_id,
+        actor=getattr(incident, f"{incident.status}_by", ""),
+        notes=notes,
+        previous_link=ticket.previous_links[-1] if ticket.previous_links else "",
+    )
+
+
+def needed_since(ticket: Ticket) -> datetime:
+    """When the ticket was last asked for: a fault long past must not page, one that burns again must."""
+    incident = ticket.incident
+    return max(filter(None, (ticket.created_at, incident.reopened_at, incident.escalated_at)))

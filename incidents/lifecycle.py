@@ -1,0 +1,326 @@
+"""What an incident does, from open to resolved and back: each change with its audit entry and what its tickets should
+now show, in one transaction. Every door comes through here; none of it talks to the network.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import F, Value
+from django.db.models.functions import Greatest, Now
+from django.utils import timezone
+
+from auditlog import models as auditlog
+from config.current import Current, current
+from incidents import wakeup
+from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket, lease, subject
+from incidents.times import timestamp
+from platforms.catalog import PLATFORMS
+
+LONGEST_NOTE = 2000
+MOVES_AT_ONCE = 1000
+# How long tickets that people read at leisure wait for the model's answer, so that their first text carries it.
+WAIT_FOR_CAUSE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Move:
+    """One thing a person can do to an incident."""
+
+    name: str  # as the API calls it
+    leads_to: Status
+    allowed_from: frozenset[Status]
+    past: str  # as the audit calls it
+
+
+MOVES = {
+    move.name: move
+    for move in (
+        Move("acknowledge", Status.ACKNOWLEDGED, frozenset({Status.OPEN, Status.ESCALATED}), "acknowledged"),
+        Move("escalate", Status.ESCALATED, frozenset({Status.OPEN, Status.ACKNOWLEDGED}), "escalated"),
+        Move("resolve", Status.RESOLVED, frozenset({Status.OPEN, Status.ACKNOWLEDGED, Status.ESCALATED}), "resolved"),
+        Move("reopen", Status.OPEN, frozenset({Status.ACKNOWLEDGED, Status.ESCALATED, Status.RESOLVED}), "reopened"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The incident is in the state asked for; `changed` tells whether this call brought it there."""
+
+    incident: Incident
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The incident is as it was. `unknown`: there is none of this id."""
+
+    id: str
+    message: str
+    unknown: bool = False
+
+
+# --- Opening --------------------------------------------------------------------------------------------------------------
+
+
+def open_incidents(incidents: Sequence[Incident], config: Current, *, actor: str, request_id: str) -> None:
+    """Writes new incidents with their audit entries and tickets. Call it inside the intake's transaction."""
+    if not incidents:
+        return
+    ask_model = config.llm.configured
+    model_healthy = ask_model and _model_is_healthy(config)
+    for incident in incidents:
+        incident.platforms = config.routed(incident.severity)
+        incident.model_due_at = incident.created_at if ask_model else None
+    Incident.objects.bulk_create(incidents)
+    auditlog.write(
+        auditlog.entry(
+            incident.subject,
+            "created",
+            actor=actor,
+            details="Incident created from anomaly detection",
+            at=incident.created_at,
+            request_id=request_id,
+            to=Status.OPEN.value,
+            platforms=incident.platforms,
+        )
+        for incident in incidents
+    )
+    _create_tickets([(i, name) for i in incidents for name in i.platforms], config, wait_for_cause=model_healthy)
+    if ask_model:
+        wakeup.wake("causes", {"incidents"})
+
+
+def _model_is_healthy(config: Current) -> bool:
+    health = ModelHealth.objects.first()
+    return bool(health and health.available and health.settings_at == config.llm.changed_at)
+
+
+def _create_tickets(pairs: Sequence[tuple[Incident, str]], config: Current, *, wait_for_cause: bool) -> None:
+    Ticket.objects.bulk_create(
+        (
+            Ticket(
+                incident=incident,
+                platform=name,
+                urgency=SEVERITY_RANK[incident.severity],
+                settings_version_id=config.platforms[name].version_id,
+                due_at=lease(WAIT_FOR_CAUSE_SECONDS) if wait_for_cause and not PLATFORMS[name].pages else Now(),
+            )
+            for incident, name in pairs
+        ),
+        ignore_conflicts=True,
+    )
+    wakeup.wake("tickets", {name for _, name in pairs})
+
+
+# --- Moving ---------------------------------------------------------------------------------------------------------------
+
+
+def move(
+    name: str, ids: Iterable[str], *, actor: str, note: str = "", request_id: str = ""
+) -> list[Moved | Refused]:
+    """Makes one move on each incident on its own, in the order given. Constant number of queries. Raises nothing."""
+    wanted = MOVES[name]
+    ids = list(dict.fromkeys(ids))
+    with transaction.atomic():
+        locked = {i.id: i for i in Incident.objects.select_for_update().filter(pk__in=ids).order_by("pk")}
+        results = [_decide(wanted, incident_id, locked.get(incident_id)) for incident_id in ids]
+        moving = [result.incident for result in results if isinstance(result, Moved) and result.changed]
+        if moving:
+            _apply(wanted, moving, actor=actor, note=note[:LONGEST_NOTE], request_id=request_id)
+    return results
+
+
+def reopen_for_anomaly(incidents: Sequence[Incident], *, actor: str, request_id: str, now: datetime) -> None:
+    """Resolved incidents that burn again, already locked by the intake."""
+    if incidents:
+        why = " by a new anomaly"
+        _apply(MOVES["reopen"], incidents, actor=actor, note="", request_id=request_id, why=why, now=now)
+
+
+def _decide(wanted: Move, incident_id: str, incident: Incident | None) -> Moved | Refused:
+    if incident is None:
+        return Refused(incident_id, f"There is no incident {incident_id[:100]}.", unknown=True)
+    if incident.status == wanted.leads_to:
+        return Moved(incident, changed=False)
+    if incident.status in wanted.allowed_from:
+        return Moved(incident, changed=True)
+    return Refused(incident_id, f"{state_in_words(incident)} It cannot be {wanted.past} before it is reopened.")
+
+
+def state_in_words(incident: Incident) -> str:
+    """Who brought the incident into its state, and when."""
+    by = getattr(incident, f"{incident.status}_by", "")
+    at = getattr(incident, f"{incident.status}_at", None)
+    return f"{incident.id} was {incident.status}" + (f" by {by}" if by else "") + (f" at {timestamp(at)}." if at else ".")
+
+
+def _apply(
+    wanted: Move,
+    incidents: Sequence[Incident],
+    *,
+    actor: str,
+    note: str,
+    request_id: str,
+    why: str = "",
+    now: datetime | None = None,
+) -> None:
+    """The row, its audit entry and what the tickets should show. The incidents are locked and may make the move."""
+    now = now or timezone.now()
+    config = current()
+    targets = config.escalation() if wanted.name == "escalate" else []
+    entries = [
+        auditlog.entry(
+            incident.subject,
+            wanted.past,
+            actor=actor,
+            details=_details(wanted, incident, targets) + why,
+            at=now,
+            request_id=request_id,
+            **{"from": incident.status, "to": wanted.leads_to.value},
+            note=note,
+            platforms=targets,
+        )
+        for incident in incidents
+    ]
+    changes = _changes(wanted, targets, actor=actor, now=now)
+    ids = [incident.pk for incident in incidents]
+    Incident.objects.filter(pk__in=ids).update(**changes, updated_at=Greatest(F("updated_at"), Value(now)))
+    for incident in incidents:
+        for field, value in changes.items():
+            setattr(incident, field, value)
+        incident.updated_at = max(incident.updated_at, now)
+    auditlog.write(entries)
+    tickets_want_more(ids)
+    if targets:
+        _escalate_to(incidents, targets, config)
+
+
+def _details(wanted: Move, incident: Incident, targets: list[str]) -> str:
+    if wanted.name == "escalate":
+        if targets:
+            return f"Escalated to {', '.join(targets)}"
+        return "Escalated, but no platform that could be told is enabled: nobody was told"
+    if wanted.name == "resolve":
+        return "Status changed to resolved"
+    return f"Status changed from {incident.status} to {wanted.leads_to}"
+
+
+def _changes(wanted: Move, targets: list[str], *, actor: str, now: datetime) -> dict:
+    if wanted.name == "reopen":
+        # The incident begins anew; what was before stands in the audit.
+        times = {f"{state}_at": None for state in ("acknowledged", "escalated", "resolved")}
+        names = {f"{state}_by": "" for state in ("acknowledged", "escalated", "resolved")}
+        return {"status": Status.OPEN, "reopened_at": now, "escalated_to": [], **times, **names}
+    changes = {"status": wanted.leads_to, f"{wanted.past}_at": now, f"{wanted.past}_by": actor}
+    return changes | ({"escalated_to": targets} if wanted.name == "escalate" else {})
+
+
+def tickets_want_more(incident_ids: Sequence[str]) -> None:
+    """The incidents' tickets no longer show what they should: they are due at once, those given up too."""
+    tickets = Ticket.objects.filter(incident_id__in=incident_ids)
+    tickets.update(wanted_version=F("wanted_version") + 1, due_at=Now(), parked_at=None, attempts=0)
+    wakeup.wake("tickets", set(PLATFORMS))
+
+
+def _escalate_to(incidents: Sequence[Incident], targets: list[str], config: Current) -> None:
+    """Tickets where there are none yet; those that exist are raised by `tickets_want_more`."""
+    by_platforms: dict[tuple[str, ...], list[Incident]] = {}
+    for incident in incidents:
+        by_platforms.setdefault(tuple(incident.platforms), []).append(incident)
+    for platforms, group in by_platforms.items():
+        more = [*platforms, *(name for name in targets if name not in platforms)]
+        if len(more) > len(platforms):
+            Incident.objects.filter(pk__in=[i.pk for i in group]).update(platforms=more)
+            for incident in group:
+                incident.platforms = more
+    _create_tickets([(i, name) for i in incidents for name in targets], config, wait_for_cause=False)
+
+
+# --- Root cause -----------------------------------------------------------------------------------------------------------
+
+
+def cause_arrived(incident_id: str, claim: int, *, text: str, model: str) -> bool:
+    """The model's answer replaces the rules', and the tickets are brought up to date. False where it came too late."""
+    return _cause_settled(
+        incident_id, claim, root_cause=text, cause_model=model[:100], cause_error="", fallback=False, model_due_at=None
+    )
+
+
+def cause_failed(incident_id: str, claim: int, *, error: str, again_in: float | None) -> bool:
+    """The rules' answer stands, and the tickets wait no longer. `again_in`: seconds until the model is asked again."""
+    return _cause_settled(
+        incident_id, claim, cause_error=error[:500], model_due_at=None if again_in is None else lease(again_in)
+    )
+
+
+def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:
+    answered = "root_cause" in changes
+    with transaction.atomic():
+        mine = Incident.objects.filter(pk=incident_id, model_claim=claim, model_lease_until__isnull=False)
+        if answered:
+            changes["cause_at"] = timezone.now()
+        if not mine.update(model_lease_until=None, **changes):
+            return False
+        if answered:
+            tickets_want_more([incident_id])
+        else:
+            Ticket.objects.filter(incident_id=incident_id, shown_version=0, attempts=0, due_at__gt=Now()).update(due_at=Now())
+            wakeup.wake("tickets", set(PLATFORMS))
+    return True
+
+
+# --- Tickets --------------------------------------------------------------------------------------------------------------
+
+
+def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: str = "") -> Ticket | None:
+    """Sends a ticket again now, whatever it waits for. `anew`: as a new record, where the old one is lost.
+
+    None where there is no such ticket.
+    """
+    with transaction.atomic():
+        ticket = Ticket.objects.select_for_update().filter(pk=ticket_id).first()
+        if ticket is None:
+            return None
+        # Asked for now, so it is not too old to be created, however old the fault.
+        changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "created_at": timezone.now()}
+        if anew:
+            changes |= {
+                "generation": F("generation") + 1,
+                "remote_id": "",
+                "remote_url": "",
+                "remote_data": {},
+                "created_remotely_at": None,
+                "shown": {},
+                "in_doubt": False,
+                "lookups": 0,
+                "previous_links": [*ticket.previous_links, *filter(None, [ticket.remote_url])],
+            }
+            # Whoever is at the old record has no say any more.
+            changes |= {"claim": F("claim") + 1, "lease_until": None}
+        if ticket.shown_version == ticket.wanted_version:
+            changes["wanted_version"] = F("wanted_version") + 1
+        Ticket.objects.filter(pk=ticket_id).update(**changes)
+        auditlog.write(
+            [
+                auditlog.entry(
+                    f"ticket:{ticket.incident_id}:{ticket.platform}",
+                    "created anew" if anew else "sent again",
+                    actor=actor,
+                    details=f"{PLATFORMS[ticket.platform].label} ticket of {ticket.incident_id} to be "
+                    + ("created anew" if anew else "sent again"),
+                    at=timezone.now(),
+                    request_id=request_id,
+                )
+            ]
+        )
+        wakeup.wake("tickets", {ticket.platform})
+    ticket.refresh_from_db()
+    return ticket
+
+
+def audit_of(incident_id: str):
+    """The state changes of an incident, oldest first."""
+    return auditlog.Entry.objects.about(subject(incident_id))

@@ -1,0 +1,42 @@
+"""What is kept how long: event ids, anomalies, and the whole events of an incident's first, latest and highest."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models import F
+from django.utils import timezone
+
+from incidents.models import Anomaly, Incident, Pulse, SeenEvent
+
+PAYLOADS_AT_EACH_END = 20
+CHUNK = 5000
+TRIM_SINCE = timedelta(hours=2)  # longer than the time between two runs
+
+
+def prune() -> None:
+    now = timezone.now()
+    _delete(SeenEvent.objects.filter(seen_at__lt=now - timedelta(days=settings.EVENT_IDS_KEPT_DAYS)))
+    _delete(Anomaly.objects.filter(received_at__lt=now - timedelta(days=settings.ANOMALIES_KEPT_DAYS)))
+    Pulse.objects.filter(at__lt=now - timedelta(days=1)).delete()
+    for incident_id in Incident.objects.filter(
+        updated_at__gte=now - TRIM_SINCE, anomaly_count__gt=2 * PAYLOADS_AT_EACH_END + 1
+    ).values_list("pk", flat=True):
+        trim_payloads(incident_id)
+
+
+def trim_payloads(incident_id: str) -> None:
+    """Drops the whole events but of the first 20, the latest 20 and the highest scoring anomaly."""
+    anomalies = Anomaly.objects.filter(incident_id=incident_id)
+    ends = PAYLOADS_AT_EACH_END
+    keep = {
+        *anomalies.order_by("id").values_list("pk", flat=True)[:ends],
+        *anomalies.order_by("-id").values_list("pk", flat=True)[:ends],
+        *anomalies.order_by(F("score").desc(), "id").values_list("pk", flat=True)[:1],
+    }
+    anomalies.filter(payload__isnull=False).exclude(pk__in=keep).update(payload=None)
+
+
+def _delete(rows) -> None:
+    """In chunks, so that no transaction is long."""
+    while ids := list(rows.order_by("pk").values_list("pk", flat=True)[:CHUNK]):
+        rows.model.objects.filter(pk__in=ids).delete()

@@ -1,0 +1,70 @@
+"""Tells workers that there is something to do, off the request's way. A lost wake-up costs a second, never a ticket.
+
+One daemon thread per process publishes; requests only leave a word for it. So a broker that hangs, is full or is gone
+holds nobody, and a burst of incidents becomes a handful of messages.
+"""
+
+import logging
+import os
+import threading
+import time
+
+from celery import current_app
+from django.db import transaction
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as BrokerError
+
+log = logging.getLogger(__name__)
+
+TASKS = {"tickets": "tickets.wake", "causes": "causes.wake"}
+COMPLAIN_EVERY_SECONDS = 60
+
+
+class _Publisher:
+    """Publishes what was left since its last round, one message per queue."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.words: dict[str, set[str]] = {}
+        self.condition = threading.Condition()
+        self.complained_at = 0.0
+        threading.Thread(target=self.run, name="wakeup", daemon=True).start()
+
+    def leave(self, queue: str, names: set[str]) -> None:
+        with self.condition:
+            self.words.setdefault(queue, set()).update(names)
+            self.condition.notify()
+
+    def run(self) -> None:
+        while True:
+            with self.condition:
+                self.condition.wait_for(lambda: self.words)
+                words, self.words = self.words, {}
+            for queue, names in words.items():
+                self.publish(queue, sorted(names))
+
+    def publish(self, queue: str, names: list[str]) -> None:
+        try:
+            current_app.send_task(TASKS[queue], args=[names], queue=queue, retry=False, expires=10)
+        except (BrokerError, KombuError, OSError) as error:
+            if time.monotonic() - self.complained_at > COMPLAIN_EVERY_SECONDS:
+                self.complained_at = time.monotonic()
+                log.warning("No wake-up could be published (%s); the sweep delivers all the same.", type(error).__name__)
+
+
+_publisher: _Publisher | None = None
+_starting = threading.Lock()
+
+
+def wake(queue: str, names: set[str]) -> None:
+    """On commit, wakes a worker of the queue. `names`: the platforms with something due; for causes, anything."""
+    if names:
+        transaction.on_commit(lambda: _running().leave(queue, names))
+
+
+def _running() -> _Publisher:
+    global _publisher
+    with _starting:
+        if _publisher is None or _publisher.pid != os.getpid():  # threads do not survive a fork
+            _publisher = _Publisher()
+        return _publisher

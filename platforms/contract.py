@@ -1,0 +1,148 @@
+"""What every platform module promises, and the few shapes that pass between us and them.
+
+A platform is handed its settings and a notice and looks nothing up: no database, no clock of its own, no other module's
+state. It returns, or raises `PlatformError`, which says whether trying again can help, and when.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from platforms.http import Caller
+
+Settings = Mapping[str, str]
+
+# One change that a ticket has not shown yet. They come in the order in which they happened.
+Step = Literal["reopen", "acknowledge", "escalate", "resolve", "cause", "note"]
+
+
+class PlatformError(Exception):
+    """A platform did not do what was asked. The message is for people and holds no secret.
+
+    permanent     trying the same again cannot help until somebody changes something
+    in_doubt      the request may have been carried out although no answer says so
+    retry_after   seconds that the platform asks us to wait
+    pause         the whole platform asks for a rest (429), not this ticket alone
+    recreate      the record we knew can no longer be changed: its next generation must be a new one
+    status        the HTTP status, where one was received
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        in_doubt: bool = False,
+        retry_after: float | None = None,
+        pause: bool = False,
+        recreate: bool = False,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.permanent = permanent
+        self.in_doubt = in_doubt
+        self.retry_after = retry_after
+        self.pause = pause
+        self.recreate = recreate
+        self.status = status
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """For what follows a request that was accepted: an error in it leaves the whole in doubt."""
+    try:
+        yield
+    except PlatformError as error:
+        error.in_doubt = True
+        raise
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting of a platform, by its name in the API."""
+
+    name: str
+    label: str
+    required: bool = False
+    secret: bool = False
+    target: bool = False  # an address that secrets are sent to: changing it needs the secrets again
+    default: str = ""
+    hosts: tuple[str, ...] = ()  # the only hosts allowed, where the vendor has fixed ones
+    path: str = ""  # a regular expression that the address's path must match, for vendors with fixed ones
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a person said with a move."""
+
+    actor: str
+    text: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Notice:
+    """An incident as a ticket should show it now. Texts come from logs and models: hostile until escaped."""
+
+    key: str  # the remote identity, `<incident id>-<token>`, with `-<generation>` from the second on
+    incident_id: str
+    title: str
+    description: str
+    severity: str  # critical, high, medium, low
+    status: str  # open, acknowledged, escalated, resolved
+    escalated: bool  # whether it stands escalated now, acknowledged since or not
+    service: str
+    affected_services: tuple[str, ...]
+    score: float
+    anomaly_count: int
+    root_cause: str
+    fallback: bool
+    link: str  # the incident in our console
+    opened_at: datetime
+    environment: str = ""
+    trace_id: str = ""
+    actor: str = ""  # who made the latest move
+    notes: tuple[Note, ...] = ()  # said since the ticket last changed
+    previous_link: str = ""  # the record of the generation before
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where the ticket is at the platform. Empty id: the platform gives none (Slack)."""
+
+    id: str = ""
+    url: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)  # what else the platform needs to find it again
+
+
+class Platform(Protocol):
+    """One module's `PLATFORM`. All calls go through the caller, which holds the attempt's deadline."""
+
+    name: str
+    label: str
+    pages: bool  # wakes people: never waits for a cause, and is where escalations go
+    keyed: bool  # honours a key of ours: after an unknown outcome the same request may simply be sent again
+    searchable: bool  # `find` can tell whether a ticket of ours exists
+    search_lag: float  # seconds until a new record is sure to be found
+    fields: tuple[Field, ...]
+    identity: tuple[str, ...]  # the fields that say whose tickets they are: others may change under an open ticket
+    warning: str  # what an operator should know about the vendor's future, or empty
+
+    def create(self, call: "Caller", settings: Settings, notice: Notice) -> Remote:
+        """Open the ticket in the notice's present state (a resolved one ends up resolved)."""
+
+    def update(
+        self, call: "Caller", settings: Settings, notice: Notice, remote: Remote, steps: tuple[Step, ...]
+    ) -> Remote:
+        """Make the ticket show the notice; `steps` are what it does not show yet. Already done is success."""
+
+    def find(self, call: "Caller", settings: Settings, key: str) -> Remote | None:
+        """The ticket created under this key, if the platform knows one. Only where `searchable`."""
+
+    def test(self, call: "Caller", settings: Settings) -> str:
+        """Check address, credentials and rights without leaving a trace. Returns what to tell the operator."""

@@ -1,0 +1,123 @@
+"""Who is calling, and what they may do. Deny by default: a view that names no role is for admins."""
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http.request import split_domain_port
+from rest_framework.authentication import BaseAuthentication, SessionAuthentication
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from config import keys
+
+# What each role may do, besides what it is called after.
+ALLOWS = {
+    "producer": {"producer"},
+    "viewer": {"viewer"},
+    "responder": {"viewer", "responder"},
+    "admin": {"producer", "viewer", "responder", "admin"},
+}
+READING = ("GET", "HEAD")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who calls: as the audit names them, and their role."""
+
+    actor: str
+    role: str | None
+    is_authenticated = True
+
+    def may(self, role: str) -> bool:
+        return self.role is not None and role in ALLOWS[self.role]
+
+
+class Nobody:
+    actor = ""
+    role = None
+    is_authenticated = False
+
+    def may(self, role: str) -> bool:
+        return False
+
+
+def nobody() -> Nobody:
+    return Nobody()
+
+
+def principal_of(user) -> Principal:
+    """A console user's principal: superusers are admins, others have the role of their groups, the highest."""
+    names = {"admin"} if user.is_superuser else set(user.groups.values_list("name", flat=True))
+    role = next((role for role in ("admin", "responder", "viewer") if role in names), None)
+    return Principal(f"user:{user.get_username()}", role)
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """`Authorization: Bearer tka_…`"""
+
+    def authenticate(self, request: Request):
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        key = keys.find(text.strip())
+        if key is None:
+            raise AuthenticationFailed("This API key is unknown, expired or revoked.")
+        return Principal(f"key:{key.name}", key.role), key
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Bearer"
+
+
+class ConsoleAuthentication(SessionAuthentication):
+    """A console login, with its CSRF token where something is changed."""
+
+    def authenticate(self, request: Request):
+        found = super().authenticate(request)
+        return found and (principal_of(found[0]), None)
+
+
+class LocalAuthentication(BaseAuthentication):
+    """On a laptop in local mode: whoever is on the machine itself, and no web page they happen to visit."""
+
+    def authenticate(self, request: Request):
+        return (Principal("local", "admin"), None) if is_local(request._request) else None
+
+
+def is_local(request) -> bool:
+    """Whether the request was made on this machine, by no proxy and by no foreign page."""
+    if not settings.LOCAL_MODE or not _is_loopback(request.META.get("REMOTE_ADDR", "")):
+        return False
+    if any(name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED") for name in request.META):
+        return False
+    host = request.META.get("HTTP_HOST", "")
+    origin = request.META.get("HTTP_ORIGIN")
+    return _is_local_host(host) and (origin is None or urlsplit(origin).netloc == host)
+
+
+def _is_local_host(host: str) -> bool:
+    name, _ = split_domain_port(host)
+    return name == "localhost" or _is_loopback(name.strip("[]"))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+class RoleRequired(BasePermission):
+    """The view's `role`, or its `roles` by method. Whoever may read one thing may read all, but its secrets."""
+
+    def has_permission(self, request: Request, view) -> bool:
+        if not request.user.is_authenticated:
+            return False
+        roles = getattr(view, "roles", {})
+        method = "GET" if request.method in READING else request.method
+        role = roles.get(method, getattr(view, "role", "admin"))
+        if request.user.may(role):
+            return True
+        raise PermissionDenied(f"This needs the role {role}; {request.user.actor} has {request.user.role or 'none'}.")

@@ -1,0 +1,76 @@
+"""Whether this process lives, and whether the whole is ready: what is missing is named, silence never taken for health."""
+
+from datetime import timedelta
+
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.db.models.functions import Now
+from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework import serializers
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from incidents.models import Pulse
+
+SWEEP_SILENT = timedelta(seconds=15)
+BEAT_SILENT = timedelta(seconds=60)
+
+_migrated = False
+
+
+def missing() -> list[str]:
+    """What keeps the product from doing its work, in words; empty when it is ready."""
+    try:
+        if _unmigrated():
+            return ["The database has migrations to apply: run manage.py migrate."]
+        pulses = Pulse.objects.annotate(now=Now())
+        ages = {pulse.name: pulse.now - pulse.at for pulse in pulses}
+    except (DatabaseError, InterfaceError):
+        connection.close()
+        return ["The database cannot be reached."]
+    problems = []
+    if not any(name.startswith("sweep:") and age <= SWEEP_SILENT for name, age in ages.items()):
+        problems.append("No worker sweeps: no ticket is delivered. Start a Celery worker.")
+    if not ("beat" in ages and ages["beat"] <= BEAT_SILENT):
+        problems.append("Beat is silent: the model's health is not checked. Start Celery beat, and a worker for it.")
+    return problems
+
+
+def _unmigrated() -> bool:
+    """Once applied, migrations stay applied: the plan is made until then only."""
+    global _migrated
+    if not _migrated:
+        executor = MigrationExecutor(connection)
+        _migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return not _migrated
+
+
+STATE = inline_serializer("State", {"status": serializers.CharField()})
+READINESS = inline_serializer(
+    "Readiness", {"status": serializers.CharField(), "missing": serializers.ListField(child=serializers.CharField())}
+)
+
+
+class Health(APIView):
+    authentication_classes = ()
+    permission_classes = ()
+
+    @extend_schema(operation_id="health", summary="Whether this process answers", responses=STATE, auth=[], tags=["Health"])
+    def get(self, request):
+        return Response({"status": "ok"})
+
+
+class Ready(APIView):
+    permission_classes = ()
+
+    @extend_schema(
+        operation_id="ready",
+        summary="Whether database, migrations, workers and the clock are there",
+        responses={200: READINESS, 503: READINESS},
+        auth=[],
+        tags=["Health"],
+    )
+    def get(self, request):
+        problems = missing()
+        told = {"missing": problems} if request.user.is_authenticated else {}
+        return Response({"status": "unavailable" if problems else "ok"} | told, 503 if problems else 200)

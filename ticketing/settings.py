@@ -1,0 +1,209 @@
+"""All settings, from the environment: runs on a bare clone in local mode, refuses what is unsafe elsewhere."""
+
+import os
+from pathlib import Path
+
+import dj_database_url
+
+from ticketing import environment as environ
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# --- What operators set -------------------------------------------------------------------------------------------------
+
+LOCAL_MODE = environ.read("bool", "LOCAL_MODE", False)
+DATA_DIR = Path(environ.read("str", "DATA_DIR", str(ROOT / "data"))).resolve()
+HOST = environ.listen_host(LOCAL_MODE)
+PORT = environ.read("int", "PORT", 18081)
+SECRET_KEY = environ.secret_key(DATA_DIR, LOCAL_MODE)
+ENCRYPTION_KEYS = environ.encryption_keys(DATA_DIR, LOCAL_MODE)
+ALLOWED_HOSTS = environ.allowed_hosts(LOCAL_MODE)
+EGRESS_ALLOWED_NETWORKS = environ.networks("EGRESS_ALLOWED_NETWORKS")
+PUBLIC_URL = str(environ.read("str", "PUBLIC_URL", f"http://{HOST}:{PORT}")).rstrip("/")
+DATABASE_URL = environ.read("str", "DATABASE_URL", f"sqlite:///{DATA_DIR / 'ticketing.sqlite3'}")
+BROKER_URL = environ.read("str", "BROKER_URL", f"redis+socket://{DATA_DIR / 'broker.sock'}")
+LOG_FORMAT = environ.read("str", "LOG_FORMAT", "text" if LOCAL_MODE else "json")
+DEBUG = False
+
+# --- Django -------------------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "ticketing.apps.ConsoleConfig",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "axes",
+    "auditlog",
+    "config",
+    "incidents",
+    "ticketing",
+]
+MIDDLEWARE = [
+    "ticketing.requests.RequestId",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "ticketing.requests.ContentSecurityPolicy",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+ROOT_URLCONF = "ticketing.urls"
+WSGI_APPLICATION = "ticketing.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [ROOT / "ticketing" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_max_age=600, conn_health_checks=True)}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    DATABASES["default"]["OPTIONS"] = {
+        # A transaction that reads first and writes later fails at once when another writes in between, so each takes
+        # the write lock at its beginning. FULL: what was answered with 2xx survives a power cut too.
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+    }
+else:
+    DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
+
+# --- Who may do what ----------------------------------------------------------------------------------------------------
+
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 8}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+LOGIN_URL = "admin:login"
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = 0.25  # hours
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # an attacker elsewhere cannot lock the real user out
+AXES_RESET_ON_SUCCESS = True
+AXES_VERBOSE = False
+AXES_ENABLE_ACCESS_FAILURE_LOG = False
+AXES_DISABLE_ACCESS_LOG = True
+
+BEHIND_TLS = PUBLIC_URL.startswith("https://")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BEHIND_TLS
+SESSION_COOKIE_NAME = "__Host-session" if BEHIND_TLS else f"session_{PORT}"
+CSRF_COOKIE_NAME = "__Host-csrf" if BEHIND_TLS else f"csrf_{PORT}"
+SESSION_COOKIE_AGE = 12 * 3600
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if BEHIND_TLS else []
+CSRF_FAILURE_VIEW = "ticketing.errors.csrf_failure"
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# --- REST ---------------------------------------------------------------------------------------------------------------
+
+REQUEST_BODY_LIMIT = 10 * 1024 * 1024
+DATA_UPLOAD_MAX_MEMORY_SIZE = REQUEST_BODY_LIMIT
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "ticketing.access.ApiKeyAuthentication",
+        "ticketing.access.ConsoleAuthentication",
+        "ticketing.access.LocalAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["ticketing.access.RoleRequired"],
+    "DEFAULT_PARSER_CLASSES": ["ticketing.wire.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["ticketing.wire.JSONRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "ticketing.wire.JSONNegotiation",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "ticketing.errors.exception_handler",
+    "UNAUTHENTICATED_USER": "ticketing.access.nobody",
+}
+
+# --- Static files -------------------------------------------------------------------------------------------------------
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+
+# --- Celery: a wake-up, never the memory ----------------------------------------------------------------------------------
+
+CELERY_BROKER_URL = BROKER_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_DEFAULT_QUEUE = "tickets"
+CELERY_TASK_ROUTES = {"causes.*": {"queue": "causes"}}
+CELERY_WORKER_PREFETCH_MULTIPLIER = 4
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_CONNECTION_TIMEOUT = 2
+CELERY_BROKER_TRANSPORT_OPTIONS = (
+    {"socket_timeout": 5, "socket_connect_timeout": 2, "visibility_timeout": 60} if "redis" in BROKER_URL else {}
+)
+CELERY_TIMEZONE = "UTC"
+CELERY_BEAT_SCHEDULE = {
+    "beat": {"task": "tickets.beat", "schedule": 15.0, "options": {"expires": 30}},
+    "check-model": {"task": "causes.check_model", "schedule": 60.0, "options": {"expires": 60}},
+    "prune": {"task": "tickets.prune", "schedule": 3600.0, "options": {"expires": 3600}},
+}
+CELERY_BEAT_MAX_LOOP_INTERVAL = 15
+
+# --- The product ----------------------------------------------------------------------------------------------------------
+
+ANOMALIES_KEPT_DAYS = environ.read("int", "ANOMALIES_KEPT_DAYS", 90)
+EVENT_IDS_KEPT_DAYS = environ.read("int", "EVENT_IDS_KEPT_DAYS", 30)
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Ticketing Agent",
+    "DESCRIPTION": "Turns anomalies into one incident and one ticket per platform.",
+    "VERSION": "1.0.0",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["ticketing.access.RoleRequired"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"request": {"()": "ticketing.logs.RequestFilter"}},
+    "formatters": {"line": {"()": "ticketing.logs.JsonFormatter" if LOG_FORMAT == "json" else "ticketing.logs.TextFormatter"}},
+    "handlers": {"stream": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request"]}},
+    "root": {"handlers": ["stream"], "level": os.environ.get("LOG_LEVEL", "INFO").upper()},
+    "loggers": {
+        "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
+        "celery": {"level": "WARNING"},
+        "kombu": {"level": "WARNING"},
+        "amqp": {"level": "WARNING"},
+        "axes": {"level": "WARNING"},
+        "waitress.queue": {"level": "ERROR"},
+    },
+}
