@@ -22,7 +22,7 @@ run: $(VENV)/run.stamp
 	@$(BIN)/python manage.py up --with-parent
 
 test: lint
-	ENGINE=sqlite $(PYTEST)
+	ENGINE=sqlite $(PYTEST) --database-only
 	ENGINE=postgres $(PYTEST)
 
 lint: $(VENV)/test.stamp

