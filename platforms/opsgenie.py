@@ -1,0 +1,262 @@
+"""OpsGenie, and Jira Service Management's operations that succeed it: an incident is an alert under our alias.
+
+https://docs.opsgenie.com/docs/alert-api
+The successor takes the same calls at https://api.atlassian.com/jsm/ops/integration
+"""
+
+import html
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+from platforms import text
+from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.http import Caller
+
+_API = "https://api.opsgenie.com"
+# Where a person reads the alerts of an API host. The successor's pages are under the customer's own site.
+_CONSOLES = {"api.opsgenie.com": "https://app.opsgenie.com", "api.eu.opsgenie.com": "https://app.eu.opsgenie.com"}
+_PRIORITY = {"critical": "P1", "high": "P2", "medium": "P3", "low": "P4"}
+_MESSAGE_LIMIT = 130
+_DESCRIPTION_LIMIT = 15_000
+_DETAILS_LIMIT = 8_000
+_NOTE_LIMIT = 25_000
+_NAME_LIMIT = 512
+# Between looks at a request, which is carried out some time after its 202. Short, so as not to sleep past the deadline.
+_PAUSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4)
+
+_GONE = ("does not exist", "not found", "already closed", "is closed")
+_DONE_ALREADY = ("already", "not acknowledged")
+
+
+class OpsGenie:
+    name = "opsgenie"
+    label = "OpsGenie"
+    pages = True
+    keyed = True
+    searchable = False
+    search_lag = 0.0
+    fields = (
+        Field("apiKey", "API key", required=True, secret=True, help="Of an API integration, not of an account."),
+        Field(
+            "apiUrl",
+            "API address",
+            target=True,
+            default=_API,
+            help="https://api.eu.opsgenie.com in the EU, https://api.atlassian.com/jsm/ops/integration after migration "
+            "to Jira Service Management. Without /v2.",
+        ),
+        Field("webhookSecret", "Webhook secret", secret=True, help="Proves that what we receive comes from OpsGenie."),
+    )
+    identity = ("apiUrl",)
+    warning = (
+        "OpsGenie's API ends on 5 April 2027. After migrating to Jira Service Management, set apiUrl to "
+        "https://api.atlassian.com/jsm/ops/integration."
+    )
+
+    def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
+        """Open the alert, then acknowledge it if that is where the incident stands. A resolved incident opens nothing,
+        so that nobody is paged for it: the close ends what an attempt of unknown outcome may have opened."""
+        alerts = _Alerts(call, settings)
+        if notice.status == "resolved":
+            alerts.finish(alerts.act(notice, "close"))
+            return _remote(settings, notice.key)
+        remote = alerts.open(notice)
+        if notice.status == "acknowledged":
+            with begun():
+                alerts.finish(alerts.act(notice, "acknowledge"))
+        return remote
+
+    def update(
+        self, call: Caller, settings: Settings, notice: Notice, remote: Remote, steps: tuple[Step, ...]
+    ) -> Remote:
+        """Bring the alert to the notice's status; what was overtaken is not sent. An alert that was closed at OpsGenie
+        stays closed, except for a reopen or an escalation: those open a new one under the same alias."""
+        alerts = _Alerts(call, settings)
+        said = text.comment(notice, steps, _NOTE_LIMIT)
+        if notice.status == "resolved" and "resolve" in steps:
+            alerts.finish(alerts.act(notice, "close", said))
+            return remote
+        acknowledges = notice.status == "acknowledged" and "acknowledge" in steps
+        rises = notice.status != "resolved" and ("reopen" in steps or "escalate" in steps)
+        if rises:
+            remote = alerts.open(notice) if "reopen" in steps else remote
+            remote = alerts.prioritise(notice, remote)
+        if acknowledges:
+            alerts.finish(alerts.act(notice, "acknowledge", said))
+        elif rises:
+            # Whoever acknowledged it did so before: it calls for somebody again.
+            alerts.finish(alerts.act(notice, "unacknowledge"), alerts.act(notice, "notes", said))
+        elif said:
+            alerts.finish(alerts.act(notice, "notes", said))
+        return remote
+
+    def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
+        """Not needed: the alias makes every request safe to repeat."""
+        return None
+
+    def test(self, call: Caller, settings: Settings) -> str:
+        """Acknowledge an alert that cannot exist. Reading would prove too little: an account's key may read, and then
+        cannot create (code 40301)."""
+        alerts = _Alerts(call, settings)
+        try:
+            request = alerts.request("POST", f"/{uuid4()}/acknowledge", {"source": text.PRODUCT}, by_alias=True)
+        except PlatformError as error:
+            raise _explained(error) from error
+        try:
+            alerts.look(request)
+        except PlatformError as error:
+            if error.status == 403:
+                hint = "This API key may not read: give its integration read access, to see what became of a request"
+                raise PlatformError(hint, permanent=True, status=403) from error
+            raise
+        return "Connection successful"
+
+
+class _Alerts:
+    """The alert API at one address with one key. Every write is accepted first and carried out later."""
+
+    def __init__(self, call: Caller, settings: Settings) -> None:
+        self._call = call
+        self._settings = settings
+        self._root = (settings.get("apiUrl") or _API).rstrip("/") + "/v2/alerts"
+        self._headers = {"Authorization": f"GenieKey {settings['apiKey']}"}
+
+    def open(self, notice: Notice) -> Remote:
+        """While an alert of this alias is open it is counted again; otherwise a new one opens."""
+        outcome = self._outcome(self.request("POST", "", _alert(notice)))
+        if not outcome.done:
+            raise PlatformError(f"OpsGenie did not create the alert: {outcome.status}")
+        return _remote(self._settings, notice.key, outcome.alert_id)
+
+    def prioritise(self, notice: Notice, remote: Remote) -> Remote:
+        """Counting an open alert again changes none of its fields. One that was closed is opened anew: it must page."""
+        body = {"priority": _priority(notice)}
+        outcome = self._outcome(self.request("PUT", f"/{quote(notice.key, safe='')}/priority", body, by_alias=True))
+        if outcome.done:
+            return remote
+        if outcome.says(_GONE):
+            return self.open(notice)
+        if outcome.says(_DONE_ALREADY):
+            return remote
+        raise PlatformError(f"OpsGenie did not set the priority: {outcome.status}")
+
+    def act(self, notice: Notice, action: str, said: str = "") -> str:
+        """Ask for one action; `finish` sees it through. Returns the id of the request."""
+        body = {"source": text.PRODUCT, "user": text.cut(text.one_line(notice.actor), 100, text.units)}
+        if said:
+            body["note"] = _unmarked(said)
+        path = f"/{quote(notice.key, safe='')}/{action}"
+        return self.request("POST", path, {name: value for name, value in body.items() if value}, by_alias=True)
+
+    def finish(self, *requests: str) -> None:
+        """Wait until all is carried out. What finds the alert closed, or in that state, is as good as done."""
+        for request in requests:
+            outcome = self._outcome(request)
+            if not (outcome.done or outcome.says(_GONE) or outcome.says(_DONE_ALREADY)):
+                raise PlatformError(f"OpsGenie did not carry out the request: {outcome.status}")
+
+    def request(self, method: str, path: str, body: dict[str, Any], *, by_alias: bool = False) -> str:
+        params = {"identifierType": "alias"} if by_alias else None
+        reply = self._call.request(method, self._root + path, headers=self._headers, json=body, params=params)
+        answer = reply.json()
+        request = answer.get("requestId") if isinstance(answer, dict) else None
+        if not isinstance(request, str) or not request:
+            raise PlatformError("OpsGenie accepted the request without an id", in_doubt=True, status=reply.status)
+        return request
+
+    def look(self, request: str) -> "_Outcome | None":
+        """What became of a request; None while it waits. 404 is what it is until OpsGenie gets to it."""
+        address = f"{self._root}/requests/{quote(request, safe='')}"
+        reply = self._call.request("GET", address, headers=self._headers, expect={404})
+        answer = reply.json() if reply.status != 404 else None
+        data = answer.get("data") if isinstance(answer, dict) else None
+        done = data.get("isSuccess", data.get("success")) if isinstance(data, dict) else None
+        if not isinstance(done, bool):
+            return None
+        return _Outcome(done, self._call.clean(str(data.get("status") or "")), str(data.get("alertId") or ""))
+
+    def _outcome(self, request: str) -> "_Outcome":
+        """What became of a request: asked for a few times, because OpsGenie works through them in its own time."""
+        for pause in (*_PAUSES, 0.0):
+            with begun():
+                outcome = self.look(request)
+            if outcome:
+                return outcome
+            time.sleep(pause)
+        raise PlatformError("OpsGenie has accepted the request but not carried it out yet", in_doubt=True)
+
+
+class _Outcome:
+    def __init__(self, done: bool, status: str, alert_id: str) -> None:
+        self.done = done
+        self.status = status
+        self.alert_id = alert_id
+
+    def says(self, phrases: tuple[str, ...]) -> bool:
+        return any(phrase in self.status.lower() for phrase in phrases)
+
+
+def _alert(notice: Notice) -> dict[str, Any]:
+    """OpsGenie renders HTML in message and description, and counts them as sent: escaped."""
+    return {
+        "message": html.escape(text.headline(notice, _MESSAGE_LIMIT, _escaped_size)),
+        "alias": notice.key,
+        "description": html.escape(text.summary(notice, _DESCRIPTION_LIMIT, _escaped_size)),
+        "priority": _priority(notice),
+        "details": _details(notice),
+        "entity": text.cut(_unmarked(text.one_line(notice.service)), _NAME_LIMIT, text.units),
+        "source": text.PRODUCT,
+        "tags": [text.cut(_unmarked(notice.severity), 50)],
+    }
+
+
+def _priority(notice: Notice) -> str:
+    return "P1" if notice.escalated else _PRIORITY.get(notice.severity, "P3")
+
+
+def _details(notice: Notice) -> dict[str, str]:
+    details = dict(text.facts(notice))
+    details["Link"] = text.link(notice)
+    details[text.cause_heading(notice)] = text.cause(notice)
+    room = _DETAILS_LIMIT
+    kept: dict[str, str] = {}
+    for label, value in details.items():
+        value = text.cut(_unmarked(value), room - len(label), text.units)
+        if value and room > len(label):
+            kept[label] = value
+            room -= len(label) + text.units(value)
+    return kept
+
+
+def _escaped_size(value: str) -> int:
+    return text.units(html.escape(value))
+
+
+def _unmarked(value: str) -> str:
+    """Where it is not known whether OpsGenie renders, escaping could show; without angle brackets there is no tag."""
+    return value.replace("<", "‹").replace(">", "›")
+
+
+def _remote(settings: Settings, alias: str, alert_id: str = "") -> Remote:
+    if not alert_id:
+        return Remote(id=alias)
+    console = _CONSOLES.get(urlsplit(settings.get("apiUrl") or _API).hostname or "")
+    url = f"{console}/alert/detail/{quote(alert_id, safe='')}/details" if console else ""
+    return Remote(id=alias, url=url, data={"alertId": alert_id})
+
+
+def _explained(error: PlatformError) -> PlatformError:
+    if error.status == 401:
+        hint = "Invalid API key, or one of another region: in the EU, apiUrl is https://api.eu.opsgenie.com"
+    elif error.status == 403:
+        hint = "This API key may not create alerts: use the key of an API integration"
+    elif error.status == 402:
+        hint = "The OpsGenie plan does not include the alert API"
+    else:
+        return error
+    return PlatformError(hint, permanent=True, status=error.status)
+
+
+PLATFORM: Platform = OpsGenie()

@@ -1,0 +1,244 @@
+"""ServiceNow through its Table API: an incident is a row of the table `incident` with our key as its correlation_id.
+
+https://www.servicenow.com/docs/r/api-reference/rest-apis/c_TableAPI.html
+
+ServiceNow knows no idempotency: after a lost answer the row is found again by its correlation_id.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from platforms import text
+from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.http import Caller
+
+# Impact and urgency; ServiceNow computes the priority from them: 1/1 is 1, 2/3 is 4.
+_WEIGHT = {"critical": ("1", "1"), "high": ("1", "2"), "medium": ("2", "2"), "low": ("2", "3")}
+_STATE = {"reopen": "2", "acknowledge": "2", "resolve": "6"}
+_IN_PROGRESS, _RESOLVED, _CLOSED, _CANCELLED = "2", "6", "7", "8"
+_CLOSE_CODE = "Solution provided"
+_COLUMNS = "sys_id,number,state,correlation_id"
+_SHORT_LIMIT = 160
+_TEXT_LIMIT = 4000
+_NAME_LIMIT = 100
+
+# What journal fields render as HTML.
+_CODE_TAG = re.compile(r"\[(?=\s*/?\s*code\s*\])", re.IGNORECASE)
+
+
+class ServiceNow:
+    name = "servicenow"
+    label = "ServiceNow"
+    pages = False
+    keyed = False
+    searchable = True
+    search_lag = 0.0
+    fields = (
+        Field("instanceUrl", "Instance", required=True, target=True, help="Such as https://example.service-now.com"),
+        Field("username", "User name", required=True),
+        Field("password", "Password", required=True, secret=True),
+        Field("assignmentGroup", "Assignment group"),
+        Field("closeCode", "Resolution code", default=_CLOSE_CODE, help="One that the instance offers."),
+        Field("webhookSecret", "Webhook secret", secret=True, help="Proves that what we receive is the instance's."),
+    )
+    identity = ("instanceUrl",)
+    warning = ""
+
+    def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
+        """Make the row, then set its state: a business rule may refuse a row that begins as resolved."""
+        table = _Table(call, settings)
+        row = table.write("POST", "", _new_row(settings, notice))
+        remote = table.remote(row)
+        changes = _first_state(settings, notice)
+        if changes:
+            with begun():  # Whoever tries again must look for the row first.
+                table.write("PATCH", remote.data["sysId"], changes)
+        return remote
+
+    def update(
+        self, call: Caller, settings: Settings, notice: Notice, remote: Remote, steps: tuple[Step, ...]
+    ) -> Remote:
+        """All steps in one write. A row that is closed or cancelled takes no more changes: what is resolved is done
+        with it, an incident that is alive needs a new row."""
+        table = _Table(call, settings)
+        row = table.row(remote, notice.key)
+        if row["state"] in (_CLOSED, _CANCELLED):
+            if notice.status == "resolved":
+                return remote
+            raise PlatformError(f"{row['number']} is closed at ServiceNow and cannot be changed", recreate=True)
+        table.write("PATCH", row["sys_id"], _changes(settings, notice, steps))
+        return remote
+
+    def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
+        """The oldest row with this correlation_id."""
+        table = _Table(call, settings)
+        row = table.search(key)
+        return table.remote(row) if row else None
+
+    def test(self, call: Caller, settings: Settings) -> str:
+        """Read one row. That the account may write could only be proven by writing."""
+        try:
+            rows = _Table(call, settings).read("", {"sysparm_limit": "1", "sysparm_fields": "sys_id"})
+        except PlatformError as error:
+            if error.status == 403:
+                raise PlatformError("The account may not read incidents", permanent=True, status=403) from error
+            raise
+        if not isinstance(rows, list):
+            raise PlatformError("The address answers, but not as a ServiceNow instance does", permanent=True)
+        return "Connection successful. Whether the account may write incidents shows with the first one."
+
+
+class _Table:
+    """The table `incident` of one instance with one account."""
+
+    def __init__(self, call: Caller, settings: Settings) -> None:
+        self._base = settings["instanceUrl"].rstrip("/")
+        self._call = call
+        self._auth = (settings["username"], settings["password"])
+
+    def read(self, sys_id: str, params: Mapping[str, str]) -> Any:
+        return self._result("GET", sys_id, params, None)
+
+    def write(self, method: str, sys_id: str, fields: Mapping[str, str]) -> dict[str, str]:
+        """Returns the row's `_COLUMNS`."""
+        row = self._result(method, sys_id, {"sysparm_fields": _COLUMNS}, {name: v for name, v in fields.items() if v})
+        return _row(row)
+
+    def row(self, remote: Remote, key: str) -> dict[str, str]:
+        """The row as it stands, once it is sure to be ours."""
+        sys_id = remote.data.get("sysId", "")
+        try:
+            row = _row(self.read(sys_id, {"sysparm_fields": _COLUMNS})) if sys_id else self.search(key)
+        except PlatformError as error:
+            if error.status != 404:
+                raise
+            row = None
+        if row is None:
+            raise PlatformError(
+                f"ServiceNow does not show {remote.id or 'the incident'} to this account: it was deleted, or the "
+                "account lost the right to read it. Give the right back, or create the ticket anew.",
+                permanent=True,
+                status=404,
+            )
+        if row["correlation_id"] != key:
+            raise PlatformError(f"{row['number']} does not carry our correlation_id {key}: left alone", permanent=True)
+        return row
+
+    def search(self, key: str) -> dict[str, str] | None:
+        if "^" in key:  # It would begin another clause of the query.
+            raise PlatformError("A correlation_id cannot hold ^", permanent=True)
+        query = f"correlation_id={key}^ORDERBYsys_created_on"
+        rows = self.read("", {"sysparm_query": query, "sysparm_limit": "2", "sysparm_fields": _COLUMNS})
+        if not isinstance(rows, list):
+            raise PlatformError("ServiceNow answered the search with something other than a list", in_doubt=True)
+        # ServiceNow leaves out a clause that it cannot use, such as one on a column hidden from the account, and gives
+        # whatever the rest matches: somebody else's incidents, which say nothing about ours.
+        found = [_row(row) for row in rows]
+        for row in found:
+            if row["correlation_id"] == key:
+                return row
+        if found:
+            raise PlatformError(
+                "ServiceNow ignored the search by correlation_id: let the account read that column of incident",
+                permanent=True,
+            )
+        return None
+
+    def remote(self, row: Mapping[str, str]) -> Remote:
+        sys_id = row["sys_id"]
+        target = quote(f"incident.do?sys_id={sys_id}", safe="")
+        return Remote(id=row["number"] or sys_id, url=f"{self._base}/nav_to.do?uri={target}", data={"sysId": sys_id})
+
+    def _result(self, method: str, sys_id: str, params: Mapping[str, str], body: Mapping[str, str] | None) -> Any:
+        address = f"{self._base}/api/now/table/incident" + (f"/{quote(sys_id, safe='')}" if sys_id else "")
+        try:
+            reply = self._call.request(
+                method,
+                address,
+                headers={"Accept": "application/json"},
+                auth=self._auth,
+                params={**params, "sysparm_exclude_reference_link": "true"},
+                json=body,
+            )
+        except PlatformError as error:
+            if error.status == 401:
+                raise PlatformError("Invalid user name or password", permanent=True, status=401) from error
+            raise
+        try:
+            answer = reply.json()
+        except PlatformError as error:
+            raise PlatformError(
+                "ServiceNow answered with a page instead of data: is the instance hibernating, or the address wrong?",
+                in_doubt=True,
+                status=reply.status,
+            ) from error
+        # "Transaction cancelled: maximum execution time exceeded" comes with a 200.
+        trouble = answer.get("error") if isinstance(answer, dict) else "no object"
+        if trouble or "result" not in answer:
+            said = trouble.get("message") if isinstance(trouble, dict) else trouble
+            message = self._call.clean(f"ServiceNow could not finish: {said or 'no result'}")
+            raise PlatformError(message, in_doubt=True, status=reply.status)
+        return answer["result"]
+
+
+def _row(result: Any) -> dict[str, str]:
+    row = {name: result.get(name) for name in _COLUMNS.split(",")} if isinstance(result, dict) else {}
+    if not isinstance(row.get("sys_id"), str) or not row["sys_id"]:
+        raise PlatformError("ServiceNow answered without a sys_id", in_doubt=True)
+    return {name: str(value or "") for name, value in row.items()}
+
+
+def _new_row(settings: Settings, notice: Notice) -> dict[str, str]:
+    impact, urgency = ("1", "1") if notice.escalated else _WEIGHT.get(notice.severity, ("2", "2"))
+    return {
+        "short_description": _unmarked(text.headline(notice, _SHORT_LIMIT, _size)),
+        "description": _unmarked(text.summary(notice, _TEXT_LIMIT, _size)),
+        "impact": impact,
+        "urgency": urgency,
+        "correlation_id": notice.key,
+        "correlation_display": text.PRODUCT,
+        "assignment_group": settings.get("assignmentGroup", ""),
+    }
+
+
+def _first_state(settings: Settings, notice: Notice) -> dict[str, str]:
+    if notice.status == "acknowledged":
+        return {"state": _IN_PROGRESS}
+    return {"state": _RESOLVED, **_closing(settings, notice)} if notice.status == "resolved" else {}
+
+
+def _changes(settings: Settings, notice: Notice, steps: tuple[Step, ...]) -> dict[str, str]:
+    said = text.comment(notice, steps, _TEXT_LIMIT, _size)
+    changes = {"work_notes": _unmarked(said)} if said else {}
+    states = [_STATE[step] for step in steps if step in _STATE]
+    if states:
+        changes["state"] = states[-1]
+    if states and states[-1] == _RESOLVED:
+        changes |= _closing(settings, notice)
+    if "escalate" in steps:
+        changes |= {"impact": "1", "urgency": "1"}
+    return changes
+
+
+def _closing(settings: Settings, notice: Notice) -> dict[str, str]:
+    """Both are asked for by the instance's data policy."""
+    actor = text.cut(text.one_line(notice.actor), _NAME_LIMIT, text.units)
+    said = f"Resolved by {actor}." if actor else "Resolved."
+    if text.cause(notice):
+        said += f"\n\n{text.cause_heading(notice)}:\n{text.cause(notice)}"
+    notes = _unmarked(text.cut(said, _TEXT_LIMIT, _size))
+    return {"close_code": settings.get("closeCode") or _CLOSE_CODE, "close_notes": notes}
+
+
+def _unmarked(value: str) -> str:
+    """A space breaks the tag that journals would render."""
+    return _CODE_TAG.sub("[ ", value)
+
+
+def _size(value: str) -> int:
+    return text.units(_unmarked(value))
+
+
+PLATFORM: Platform = ServiceNow()
