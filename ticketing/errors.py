@@ -58,6 +58,8 @@ def _told(error: Exception, detail: object) -> dict:
         return body(" ".join(map(str, detail)) if isinstance(detail, list) else str(detail))
     if isinstance(error, exceptions.MethodNotAllowed):
         return body(f"{error.detail} The API is described at /api/docs.")
+    if isinstance(error, exceptions.UnsupportedMediaType) and "Unsupported media type" in str(error.detail):
+        return body("Send JSON, with the header Content-Type: application/json.")
     if isinstance(detail, dict) and "detail" in detail:
         return body(str(detail["detail"]))
     return body(str(detail))

@@ -144,8 +144,7 @@ REST_FRAMEWORK = {
 # --- Static files -------------------------------------------------------------------------------------------------------
 
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA_DIR / "static"
-WHITENOISE_USE_FINDERS = True
+WHITENOISE_USE_FINDERS = True  # straight from the packages: there is nothing to collect
 WHITENOISE_AUTOREFRESH = False
 
 # --- Celery: a wake-up, never the memory ----------------------------------------------------------------------------------
@@ -187,6 +186,8 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "PREPROCESSING_HOOKS": ["ticketing.docs.without_aliases"],
+    "POSTPROCESSING_HOOKS": [],  # enumerations stay where they are used
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
 }
 
@@ -198,7 +199,7 @@ LOGGING = {
     "handlers": {"stream": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request"]}},
     "root": {"handlers": ["stream"], "level": os.environ.get("LOG_LEVEL", "INFO").upper()},
     "loggers": {
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "CRITICAL"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "celery": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},

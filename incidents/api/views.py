@@ -10,7 +10,7 @@ import orjson
 from django.db.models import Count, Max, QuerySet
 from django.http import Http404, StreamingHttpResponse
 from django.utils.http import parse_etags, urlencode
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema, extend_schema_view
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
@@ -287,7 +287,12 @@ class Anomalies(APIView):
                 description="Gives items without an event id one, so that the request may be sent again.",
             ),
         ],
-        request=shapes.AnomalyRequestSerializer,
+        request=PolymorphicProxySerializer(
+            "AnomalyOrAnomalies",
+            [shapes.AnomalyRequestSerializer, shapes.AnomalyRequestSerializer(many=True)],
+            resource_type_field_name=None,
+            many=False,
+        ),
         responses={200: shapes.IntakeResponseSerializer} | ERRORS | {413: shapes.ErrorSerializer},
         examples=examples.INTAKE,
         tags=["Anomalies"],

@@ -1,0 +1,114 @@
+"""What the tests share: a client of the API, stand-in platforms that it is configured with, and a worker's hand."""
+
+import pytest
+from django.db.models.functions import Now
+from rest_framework.test import APIClient
+
+from config import current, keys
+from config.changes import patch_llm, patch_platforms
+from incidents.causes import model
+from incidents.delivery.attempts import attempt_next
+from incidents.models import Incident, PlatformPause, Ticket
+from platforms.catalog import PLATFORMS
+from tests.standins import Standins
+
+MOST_ATTEMPTS = 200
+
+
+@pytest.fixture(autouse=True)
+def fresh_configuration():
+    """Each test reads the configuration of its own database."""
+    current._kept = None
+    yield
+    current._kept = None
+
+
+@pytest.fixture
+def client_of(db):
+    """A client of the API with a key of the role asked for."""
+
+    def make(role: str) -> APIClient:
+        _, text = keys.create(name=f"{role}-tests", role=role, actor="system")
+        client = APIClient()
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {text}")
+        return client
+
+    return make
+
+
+@pytest.fixture
+def api(client_of) -> APIClient:
+    return client_of("admin")
+
+
+@pytest.fixture
+def send(api):
+    """Sends anomalies; what is not named is that of a critical fault of payment-api."""
+
+    def post(*items: dict, expect: int = 200, **headers) -> dict:
+        whole = [{"service": "payment-api", "severity": "critical", "score": 4.2} | item for item in items or ({},)]
+        response = api.post("/api/v1/anomalies", whole, format="json", headers=headers)
+        assert response.status_code == expect, response.content
+        return response.json()
+
+    return post
+
+
+@pytest.fixture(scope="session")
+def running_standins():
+    with Standins() as standins:
+        yield standins
+
+
+@pytest.fixture
+def standins(running_standins, settings):
+    """The six stand-ins on real sockets, empty and well."""
+    settings.EGRESS_ALLOWED_NETWORKS = Standins.NETWORKS
+    for standin in running_standins:
+        standin.reset()
+        standin.lag = 0
+        standin.rate_limit = None
+    return running_standins
+
+
+@pytest.fixture
+def connect(db, standins):
+    """Enables platforms (all, unless named) with the settings of their stand-ins; `llm` configures the model."""
+
+    def enable(*names: str) -> Standins:
+        chosen = names or tuple(PLATFORMS)
+        patch_platforms(
+            {name: {"enabled": True} | standins.settings(name) for name in chosen if name in PLATFORMS}, actor="system"
+        )
+        if "llm" in chosen:
+            patch_llm(standins.settings("llm"), actor="system")
+        return standins
+
+    return enable
+
+
+@pytest.fixture
+def everywhere(connect, api) -> Standins:
+    """All platforms enabled, and all severities routed to all of them."""
+    standins = connect()
+    routing = {severity: list(PLATFORMS) for severity in ("critical", "high", "medium", "low")}
+    assert api.patch("/api/v1/config/routing", routing, format="json").status_code == 200
+    return standins
+
+
+@pytest.fixture
+def work(db):
+    """A worker's hand: makes every attempt that is due. With `later`, as if all waiting were over."""
+
+    def run(*, later: bool = False) -> None:
+        for _ in range(MOST_ATTEMPTS):
+            if later:
+                Ticket.objects.filter(due_at__isnull=False).update(due_at=Now())
+                Incident.objects.filter(model_due_at__isnull=False).update(model_due_at=Now())
+                PlatformPause.objects.update(until=Now())
+            attempts = [attempt_next(name) for name in PLATFORMS]
+            if not any([model.ask_next(), *attempts]):
+                return
+        raise AssertionError("The work does not end.")
+
+    return run
