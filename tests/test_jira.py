@@ -55,6 +55,11 @@ class TestJira(PlatformContract):
         self.create()
         assert self.platform.find(self.call(), self.settings, NOTICE.key).id == "OPS-1"
 
+    def test_an_issue_without_our_label_is_not_ours_although_the_search_gave_it(self):
+        theirs = {"key": "OPS-9", "fields": {"labels": ["theirs"]}}
+        self.standin.fault("status", code=200, body={"issues": [theirs]}, path="/search/jql")
+        assert self.platform.find(self.call(), self.settings, NOTICE.key) is None
+
     def test_a_wrong_token_never_means_that_there_is_no_issue(self):
         self.create()
         self.settings |= self.wrong
