@@ -71,7 +71,10 @@ class Jira:
         try:
             if moves:
                 _move(site, remote.id, moves[-1])
-            if "escalate" in steps and not _set_priority(site, remote.id, "Highest"):
+            ranked = True
+            if "escalate" in steps or "reopen" in steps:  # A reopened incident stands escalated no longer.
+                ranked = _set_priority(site, remote.id, _priority(notice))
+            if "escalate" in steps and not ranked:
                 said = f"{said}\n\nThe priority could not be set to Highest: the project does not have the field."
             if said and (notice.notes or {"escalate", "cause", "note"} & set(steps)):
                 site.send("POST", f"/issue/{quote(remote.id, safe='')}/comment", {"body": _document(_paragraphs(said))})
@@ -182,7 +185,7 @@ def _create_issue(site: _Site, settings: Settings, notice: Notice) -> str:
         "summary": text.headline(notice, _SUMMARY_LIMIT),
         "description": _description(notice),
         "labels": [notice.key],
-        "priority": {"name": "Highest" if notice.escalated else _PRIORITY.get(notice.severity, "Medium")},
+        "priority": {"name": _priority(notice)},
     }
     while True:
         reply = site.send("POST", "/issue", {"fields": fields}, expect={400})
@@ -282,6 +285,10 @@ def _no_way(issue: str, status: Mapping[str, Any], category: str, in_the_way: se
     if in_the_way:
         return f"{where}: the transition asks for {', '.join(sorted(in_the_way))}. Make these optional, then retry."
     return f"{where}: add such a transition to the project's workflow, or move the issue by hand, then retry."
+
+
+def _priority(notice: Notice) -> str:
+    return "Highest" if notice.escalated else _PRIORITY.get(notice.severity, "Medium")
 
 
 def _set_priority(site: _Site, issue: str, name: str) -> bool:

@@ -191,12 +191,10 @@ def _row(result: Any) -> dict[str, str]:
 
 
 def _new_row(settings: Settings, notice: Notice) -> dict[str, str]:
-    impact, urgency = ("1", "1") if notice.escalated else _WEIGHT.get(notice.severity, ("2", "2"))
     return {
         "short_description": _unmarked(text.headline(notice, _SHORT_LIMIT, _size)),
         "description": _unmarked(text.summary(notice, _TEXT_LIMIT, _size)),
-        "impact": impact,
-        "urgency": urgency,
+        **_weight(notice),
         "correlation_id": notice.key,
         "correlation_display": text.PRODUCT,
         "assignment_group": settings.get("assignmentGroup", ""),
@@ -217,9 +215,14 @@ def _changes(settings: Settings, notice: Notice, steps: tuple[Step, ...]) -> dic
         changes["state"] = states[-1]
     if states and states[-1] == _RESOLVED:
         changes |= _closing(settings, notice)
-    if "escalate" in steps:
-        changes |= {"impact": "1", "urgency": "1"}
+    if "escalate" in steps or "reopen" in steps:  # A reopened incident stands escalated no longer.
+        changes |= _weight(notice)
     return changes
+
+
+def _weight(notice: Notice) -> dict[str, str]:
+    impact, urgency = ("1", "1") if notice.escalated else _WEIGHT.get(notice.severity, ("2", "2"))
+    return {"impact": impact, "urgency": urgency}
 
 
 def _closing(settings: Settings, notice: Notice) -> dict[str, str]:
