@@ -4,7 +4,7 @@ Works on batches: one event is a batch of one. A batch ends as if its events had
 one transaction, with a number of queries that does not grow with its size.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -14,7 +14,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from config.current import Current, current
-from incidents import lifecycle
+from incidents import counters, lifecycle
 from incidents.causes import rules
 from incidents.events import Event, Rejected, read
 from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent, Status
@@ -56,6 +56,9 @@ def accept(
     if events:
         for (index, _), result in zip(events, _store([e for _, e in events], actor, request_id, dry_run), strict=True):
             results[index] = result
+    if not dry_run:
+        for outcome, number in Counter(result.outcome for result in results).items():
+            counters.count(counters.INTAKE, number, outcome=outcome)
     return results
 
 

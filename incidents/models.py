@@ -300,6 +300,13 @@ class Pulse(models.Model):
     at = models.DateTimeField()
 
 
+class Counter(models.Model):
+    """One sample of a count, by the name it has in Prometheus' text format. Added to by `counters` alone."""
+
+    name = models.CharField(primary_key=True, max_length=200)
+    value = models.FloatField(default=0)
+
+
 def lease(seconds: float):
     """A point in time by the database's clock, which all workers share."""
     return Now() + Value(timedelta(seconds=seconds), output_field=models.DurationField())

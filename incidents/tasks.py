@@ -1,26 +1,34 @@
 """What Celery calls: wake-ups and the clock's jobs. Each may be lost or run twice without harm."""
 
-from celery import shared_task
-from celery.signals import worker_ready, worker_shutting_down
+from celery import bootsteps, shared_task
+from celery.signals import worker_shutting_down
 
-from incidents import retention
+from incidents import counters, retention
 from incidents.causes import health
 from incidents.delivery import lanes
 
 _sweep: lanes.Sweep | None = None
 
 
-@worker_ready.connect
-def start_sweep(sender, **_):
-    """Every worker process sweeps, for the queues that it consumes."""
-    global _sweep
-    _sweep = lanes.Sweep(set(sender.app.amqp.queues.consume_from))
+class Sweeping(bootsteps.StartStopStep):
+    """Every worker process sweeps, for the queues that it consumes; also while it cannot reach the broker yet."""
+
+    requires = {"celery.worker.components:Pool"}
+
+    def start(self, worker) -> None:
+        global _sweep
+        _sweep = lanes.Sweep(set(worker.app.amqp.queues.consume_from))
+
+    def stop(self, worker) -> None:
+        if _sweep:
+            _sweep.stop()
 
 
 @worker_shutting_down.connect
-def stop_sweep(**_):
+def take_no_more(**_) -> None:
+    """Attempts under way end while the rest of the worker closes."""
     if _sweep:
-        _sweep.stop()
+        _sweep.take_no_more()
 
 
 @shared_task(name="tickets.wake")
