@@ -6,11 +6,12 @@ from django.urls import include, path, reverse
 
 from config import api as config_api
 from incidents.api import urls as incidents_api
-from ticketing import docs, health
+from ticketing import docs, health, metrics
 
 api = [
     path("health", health.Health.as_view()),
     path("ready", health.Ready.as_view()),
+    path("metrics", metrics.Metrics.as_view()),
     path("api/schema", docs.Schema.as_view(), name="schema"),
     path("api/docs", docs.Docs.as_view(), name="docs"),
     path("", include(incidents_api.urlpatterns)),
