@@ -17,11 +17,13 @@ class Sweeping(bootsteps.StartStopStep):
 
     def start(self, worker) -> None:
         global _sweep
+        counters.start()
         _sweep = lanes.Sweep(set(worker.app.amqp.queues.consume_from))
 
     def stop(self, worker) -> None:
         if _sweep:
             _sweep.stop()
+        counters.stop()
 
 
 @worker_shutting_down.connect

@@ -11,8 +11,6 @@ import time
 
 from celery import current_app
 from django.db import transaction
-from kombu.exceptions import KombuError
-from kombu.exceptions import OperationalError as BrokerError
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +44,10 @@ class _Publisher:
     def publish(self, queue: str, names: list[str]) -> None:
         try:
             current_app.send_task(TASKS[queue], args=[names], queue=queue, retry=False, expires=10)
-        except (BrokerError, KombuError, OSError) as error:
+        except Exception as error:  # the outermost loop of the thread: what a full broker raises is its client's own
             if time.monotonic() - self.complained_at > COMPLAIN_EVERY_SECONDS:
                 self.complained_at = time.monotonic()
-                log.warning("No wake-up could be published (%s); the sweep delivers all the same.", type(error).__name__)
+                log.warning("No wake-up could be published (%s); the sweep delivers all.", type(error).__name__)
 
 
 _publisher: _Publisher | None = None

@@ -1,1 +1,1 @@
-"""Works out a root cause: `rules` at once from the evidence, `model` when a language model has answered, `health` of it."""
+"""Works out a root cause: `rules` at once from the evidence, `model` once a model has answered, `health` of it."""

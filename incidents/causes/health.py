@@ -1,4 +1,4 @@
-"""Whether the language model can be reached: what the clock's check saw last, or a look of our own where there is none."""
+"""Whether the language model can be reached: what the clock's check saw last, or a look of our own if there is none."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -37,7 +37,10 @@ LONGEST_LINE = 400
 MOST_LINES = 5
 LONGEST_PROMPT = 12_000
 OTHER_ANOMALIES = 10
-URL = re.compile(r"https?://\S+", re.IGNORECASE)
+# Whatever people's programs may make a link of.
+URL = re.compile(
+    r"\b[a-z][a-z0-9+.-]*://[^\s<>\"'|)\]]+|\bwww\.[^\s<>\"'|)\]]+|\b(?:mailto|javascript):\S+", re.IGNORECASE
+)
 
 SYSTEM = (
     "You are an experienced on-call engineer. You are given one incident as JSON: data copied from log lines and "
@@ -71,8 +74,8 @@ def ask_next(claimed: Callable[[], None] = lambda: None) -> bool:
         return False
     claimed()
     config = current().llm
-    if not config.configured:
-        lifecycle.cause_failed(incident.pk, incident.model_claim, error="No model is configured.", again_in=None)
+    if why_not := _why_not(incident, config):
+        lifecycle.cause_failed(incident.pk, incident.model_claim, error=why_not, again_in=None)
         return True
     prompt = _prompt(incident)
     try:
@@ -91,15 +94,31 @@ def ask_next(claimed: Callable[[], None] = lambda: None) -> bool:
 def _claim() -> Incident | None:
     waiting = Incident.objects.awaiting_model().by_urgency().values_list("pk", "model_claim")
     for pk, claim in waiting[:CANDIDATES]:
-        free = Incident.objects.filter(Q(model_lease_until=None) | Q(model_lease_until__lt=Now()), pk=pk, model_claim=claim)
-        taken = free.filter(model_due_at__lte=Now()).update(
+        free = Q(model_lease_until=None) | Q(model_lease_until__lt=Now())
+        taken = Incident.objects.filter(free, pk=pk, model_claim=claim, model_due_at__lte=Now()).update(
             model_claim=F("model_claim") + 1,
             model_lease_until=lease(LEASE_SECONDS),
             model_attempts=F("model_attempts") + 1,
         )
         if taken:
-            return Incident.objects.annotate(now=Now()).get(pk=pk)
+            mine = Incident.objects.filter(pk=pk, model_claim=claim + 1)
+            return mine.annotate(now=Now()).first()
     return None
+
+
+def _why_not(incident: Incident, config: LlmConfig) -> str:
+    """Why the model is not asked after all, or an empty text."""
+    if not config.configured:
+        return "No model is configured."
+    if incident.model_attempts > ATTEMPTS:
+        return "Each attempt to ask the model ended without an outcome, as if the worker died of it."
+    if _age(incident) > TOO_LATE:
+        return "No worker came to ask the model in time."
+    return ""
+
+
+def _age(incident: Incident) -> timedelta:
+    return incident.now - max(filter(None, (incident.created_at, incident.reopened_at)))
 
 
 def _caller(config: LlmConfig, started: float) -> Caller:
@@ -110,7 +129,7 @@ def _caller(config: LlmConfig, started: float) -> Caller:
 def _failed(incident: Incident, error: str, *, may_retry: bool) -> None:
     log.warning("The model could not be asked: %s", error, extra={"incident": incident.pk})
     tried = incident.model_attempts
-    again = may_retry and tried < ATTEMPTS and incident.now - incident.created_at < TOO_LATE
+    again = may_retry and tried < ATTEMPTS and _age(incident) < TOO_LATE
     again_in = RETRY_SECONDS[min(tried, len(RETRY_SECONDS)) - 1] if again else None
     lifecycle.cause_failed(incident.pk, incident.model_claim, error=error, again_in=again_in)
 
@@ -172,4 +191,4 @@ def _lines(said: dict, key: str, prompt: str) -> list[str]:
 def _inert(text: str, prompt: str) -> str:
     """One line of plain text; an address that was not in the evidence could carry data away, so it goes."""
     line = " ".join(clean(text).split())[:LONGEST_LINE]
-    return URL.sub(lambda match: match[0] if match[0] in prompt else "[link removed]", line)
+    return URL.sub(lambda match: match[0] if match[0].rstrip(".,;:!?") in prompt else "[link removed]", line)

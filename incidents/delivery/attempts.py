@@ -8,11 +8,10 @@ that slept sends nothing when it wakes, and the outcome of an old claim is not n
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db.models import Case, DateTimeField, F, Q, Value, When
-from django.db.models.functions import Now
-from django.utils import timezone
+from django.db.models.functions import Greatest, Now
 
 from config.changes import egress
 from config.current import PlatformConfig, current
@@ -21,7 +20,7 @@ from incidents.delivery import core, notices
 from incidents.models import PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
 from platforms.contract import Notice, Platform, PlatformError, Remote
-from platforms.http import Caller, clock
+from platforms.http import Caller, Reply, clock
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +65,24 @@ def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> b
 
 def _claim(platform: str, times: Times) -> tuple[Ticket, bool] | None:
     for pk, claim, lease_until in Ticket.objects.due(platform).values_list("pk", "claim", "lease_until")[:CANDIDATES]:
-        free = Ticket.objects.filter(Q(lease_until=None) | Q(lease_until__lt=Now()), pk=pk, claim=claim, due_at__lte=Now())
-        if free.update(claim=F("claim") + 1, lease_until=lease(times.lease), attempts=F("attempts") + 1):
-            ticket = Ticket.objects.select_related("incident", "settings_version").get(pk=pk)
-            if ticket.claim == claim + 1:
+        free = Q(lease_until=None) | Q(lease_until__lt=Now())
+        taken = Ticket.objects.filter(free, pk=pk, claim=claim, due_at__lte=Now())
+        if taken.update(claim=F("claim") + 1, lease_until=lease(times.lease), attempts=F("attempts") + 1):
+            mine = Ticket.objects.filter(pk=pk, claim=claim + 1).select_related("incident", "settings_version")
+            if ticket := mine.annotate(now=Now()).first():
                 return ticket, lease_until is not None
     return None
+
+
+class _Witness(Caller):
+    """Remembers whether the platform has accepted anything that may have changed something."""
+
+    accepted = False
+
+    def request(self, method: str, url: str, **how) -> Reply:
+        reply = super().request(method, url, **how)
+        self.accepted = self.accepted or (method != "GET" and reply.status < 300)
+        return reply
 
 
 class _Attempt:
@@ -79,10 +90,11 @@ class _Attempt:
 
     def __init__(self, ticket: Ticket, config: PlatformConfig, started: float, times: Times, failures: int) -> None:
         self.ticket = ticket
+        self.began = clock()
         self.platform = config.platform
         self.failures = failures
         self.version_id, self.settings = _credentials(ticket, config)
-        self.caller = Caller(
+        self.caller = _Witness(
             egress=egress(),
             seconds=times.deadline,
             started=started,
@@ -90,28 +102,32 @@ class _Attempt:
         )
         self.ids = {"incident": ticket.incident_id, "ticket": ticket.pk, "platform": ticket.platform}
 
+    def now(self) -> datetime:
+        """By the database's clock, which all workers share and no change of a host's clock moves."""
+        return self.ticket.now + timedelta(seconds=clock() - self.began)
+
     def run(self, *, predecessor_died: bool) -> None:
         shown = core.Level.from_json(self.ticket.shown)
-        wanted, notice = notices.wanted(self.ticket, shown)
-        row = core.claimed(_row(self.ticket, wanted, shown), predecessor_died=predecessor_died, now=timezone.now())
+        wanted, notice = notices.wanted(self.ticket, shown if self.ticket.created_remotely_at else None)
+        row = core.claimed(_row(self.ticket, wanted, shown), predecessor_died=predecessor_died, now=self.now())
         answered = None
         while True:
-            row, request = core.next_request(row, timezone.now())
+            row, request = core.next_request(row, self.now())
             if request is None:
                 break
             answered = self.ask(request, row, notice)
-            row = core.after(
-                row, request, answered, timezone.now(), serves_others=self.failures < self.ticket.attempts - 1
-            )
-            if row.generation != self.ticket.generation:
+            row = core.after(row, request, answered, self.now(), serves_others=self.failures < self.ticket.attempts - 1)
+            found = isinstance(request, core.Find) and row.remote
+            if found or row.generation != self.ticket.generation:
                 self.ticket.generation = row.generation
                 self.ticket.previous_links = list(row.previous_links)
-                wanted, notice = notices.wanted(self.ticket, None)
+                wanted, notice = notices.wanted(self.ticket, row.shown if found else None)
                 row = replace(row, wanted=wanted)
         self.note(row, answered)
 
-    def ask(self, request: core.Request, row: core.Row, notice: Notice) -> Remote | None | PlatformError:
+    def ask(self, request: core.Request, row: core.Row, notice: Notice) -> core.Answer:
         platform: Platform = self.platform
+        self.caller.accepted = False
         try:
             match request:
                 case core.Create():
@@ -121,10 +137,12 @@ class _Attempt:
                 case core.Update(steps):
                     return platform.update(self.caller, self.settings, notice, row.remote or Remote(), steps)
         except PlatformError as error:
+            # Whatever came of its last request, those before it were carried out.
+            error.in_doubt = error.in_doubt or self.caller.accepted
             log.warning("%s: %s", type(request).__name__.lower(), error.message, extra=self.ids)
             return error
 
-    def note(self, row: core.Row, answered: Remote | None | PlatformError) -> None:
+    def note(self, row: core.Row, answered: core.Answer) -> None:
         """Only the latest claim has a say. What has come to be wanted meanwhile stays due."""
         version = self.ticket.wanted_version
         in_step = not row.settled
@@ -134,7 +152,7 @@ class _Attempt:
             remote_id=remote.id[:300] if remote else "",
             remote_url=remote.url[:1000] if remote else "",
             remote_data=dict(remote.data) if remote else {},
-            created_remotely_at=(self.ticket.created_remotely_at or timezone.now()) if remote else None,
+            created_remotely_at=(self.ticket.created_remotely_at or self.now()) if remote else None,
             settings_version_id=self.version_id if remote else self.ticket.settings_version_id,
             generation=row.generation,
             previous_links=list(row.previous_links),
@@ -148,16 +166,21 @@ class _Attempt:
             last_error=row.last_error,
             lease_until=None,
             due_at=_unless_changed(version, _due(row)),
-            parked_at=_unless_changed(version, Now() if row.parked else None, otherwise=None),
+            parked_at=_unless_changed(version, Now(), otherwise=None) if row.parked else None,
             **({"shown_version": version, "shown_at": Now()} if in_step else {}),
         )
         if not noted:
+            # What a worker saw that slept or hung says nothing about the platform either.
             log.warning("The lease was lost: another worker has this ticket now.", extra=self.ids)
-        elif in_step and isinstance(answered, Remote):
+            return
+        if in_step and isinstance(answered, Remote):
             log.info("Ticket shows %s.", row.wanted.status, extra=self.ids)
         elif row.parked:
             log.error("Ticket given up until somebody acts: %s", row.last_error, extra=self.ids)
-        _note_platform(self.platform, self.failures, answered, row.pause_platform)
+        if isinstance(answered, PlatformError):
+            _note_failure(self.platform, self.failures, answered, row.pause_platform)
+        elif self.failures and self.caller.accepted:
+            PlatformPause.objects.filter(platform=self.platform.name, failures__gt=0).update(failures=0)
 
 
 def _due(row: core.Row):
@@ -168,9 +191,8 @@ def _due(row: core.Row):
 
 def _unless_changed(version: int, value: object, otherwise: object = Now()) -> Case:
     """`value`, unless the ticket has come to want more since it was claimed."""
-    return Case(
-        When(wanted_version=version, then=_as_moment(value)), default=_as_moment(otherwise), output_field=DateTimeField()
-    )
+    unchanged = When(wanted_version=version, then=_as_moment(value))
+    return Case(unchanged, default=_as_moment(otherwise), output_field=DateTimeField())
 
 
 def _as_moment(value: object):
@@ -216,25 +238,26 @@ def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.R
     )
 
 
-def _note_platform(
-    platform: Platform, failures: int, answered: Remote | None | PlatformError, pause_seconds: float | None
-) -> None:
+def _note_failure(platform: Platform, failures: int, error: PlatformError, pause_seconds: float | None) -> None:
     """The platform's own state: left alone after a 429, and for a moment after failures in a row (its breaker)."""
-    if not isinstance(answered, PlatformError):
-        if failures and answered is not None:
-            PlatformPause.objects.filter(platform=platform.name, failures__gt=0).update(failures=0)
+    if error.permanent and pause_seconds is None:
         return
-    if pause_seconds is None and answered.permanent:
-        return
-    PlatformPause.objects.bulk_create(
-        [PlatformPause(platform=platform.name, until=timezone.now(), reason="")], ignore_conflicts=True
-    )
+    PlatformPause.objects.bulk_create([PlatformPause(platform=platform.name, until=Now())], ignore_conflicts=True)
     row = PlatformPause.objects.filter(platform=platform.name)
-    if pause_seconds is not None:
-        row.update(until=lease(pause_seconds), reason=answered.message[:500])
-        return
-    row.update(failures=F("failures") + 1)
-    if failures + 1 >= BREAKER_OPENS_AT:
-        longest = LONGEST_BREAK_PAGING if platform.pages else LONGEST_BREAK
-        seconds = min(2.0 ** min(failures + 1 - BREAKER_OPENS_AT, 10), longest)
-        row.update(until=lease(seconds), reason=answered.message[:500])
+    if pause_seconds is None:
+        row.update(failures=F("failures") + 1)
+        pause_seconds = _break(platform, failures + 1)
+    if pause_seconds:
+        # Another attempt may have been told of a longer rest.
+        row.update(until=Greatest(F("until"), lease(pause_seconds)), reason=error.message[:500])
+
+
+def _break(platform: Platform, failures: int) -> float:
+    """Seconds for which the breaker opens. For a single ticket that fails it does not: that one waits by itself, and
+    must delay no other."""
+    if failures < BREAKER_OPENS_AT:
+        return 0.0
+    failing = Ticket.objects.behind().filter(platform=platform.name, failing_since__isnull=False, parked_at=None)
+    if len(failing.values_list("pk")[:2]) < 2:
+        return 0.0
+    return min(2.0 ** min(failures - BREAKER_OPENS_AT, 10), LONGEST_BREAK_PAGING if platform.pages else LONGEST_BREAK)

@@ -1,4 +1,4 @@
-"""What to ask of a platform next, and what its answer means for the ticket. Pure: (row, clock, answer) → (row, request).
+"""What to ask of a platform next, and what its answer means for the ticket. Pure: (row, now, answer) → (row, request).
 
 Nothing here reads a database, a clock or a socket, so that a simulator can drive millions of steps through it.
 """
@@ -12,8 +12,10 @@ from platforms.contract import PlatformError, Remote, Step
 TOO_OLD_TO_CREATE = timedelta(days=1)
 GIVE_UP_UPDATING = timedelta(days=1)
 POISON_ATTEMPTS = 10  # failures of one ticket at a platform that serves others
-# After an unknown outcome, when to look again for what may have been created. The last look is after the search lag.
-FIRST_LOOK_AGAIN = timedelta(seconds=5)
+# After an unknown outcome: when to look a second time for what may have been created, and how long after the first at
+# least. The last look is after the search lag.
+LOOK_AGAIN = timedelta(seconds=5)
+BETWEEN_LOOKS = timedelta(seconds=2)
 PAGING_RETRY = (1, 2, 4, 8, 15, 30)  # seconds; the last one repeats
 OTHER_RETRY = (2, 5, 15, 30, 60, 120, 300)
 PAUSE_WITHOUT_HINT = 30.0
@@ -21,12 +23,17 @@ PAUSE_WITHOUT_HINT = 30.0
 
 @dataclass(frozen=True)
 class Level:
-    """What a ticket shows, or should show."""
+    """What a ticket shows, or should show.
+
+    The last two tell nobody anything new, but where it is unknown what a ticket shows, whether it may show otherwise.
+    """
 
     status: str
     escalated: bool = False
-    cause: str = ""  # a digest of the root cause's text
+    cause: str = ""  # a digest of the model's text; empty while the rules' stands, which every ticket begins with
     note: int = 0  # the last note shown, by the number of its audit entry
+    moved: str = ""  # when the incident last moved
+    opened: str = ""  # when it was last reopened
 
     def as_json(self) -> dict:
         return asdict(self)
@@ -60,7 +67,7 @@ class Row:
     attempts: int = 1
     in_doubt: bool = False
     doubtful_since: datetime | None = None
-    lookups: int = 0  # since the doubt arose, or in this attempt
+    lookups: int = 0  # for a record since the doubt arose; where there is no search, repetitions of the message
     last_lookup_at: datetime | None = None
     may_be_doubled: bool = False
     failing_since: datetime | None = None
@@ -91,34 +98,46 @@ class Update:
 
 
 Request = Create | Find | Update
+Answer = Remote | None | PlatformError  # None: nothing was found
 
 
 def claimed(row: Row, *, predecessor_died: bool, now: datetime) -> Row:
     """The row as an attempt begins. Whoever held it before and never noted an outcome may have done anything."""
     if not predecessor_died:
         return row
+    if row.remote is None and not row.in_doubt:
+        row = replace(row, shown=None)  # nobody knows what a record of it would show
     row = _doubtful(row, now)
     if row.attempts > POISON_ATTEMPTS:
         return _park(row, "Each attempt ended without an outcome, as if the worker died of it.", now)
     return row
 
 
-def steps(shown: Level, wanted: Level) -> tuple[Step, ...]:
-    """What has to be done, in order, so that a ticket that shows the one shows the other."""
+def steps(shown: Level, wanted: Level, *, in_doubt: bool = False) -> tuple[Step, ...]:
+    """What has to be done, in order, so that a ticket that shows the one shows the other.
+
+    `in_doubt`: it may also show what the incident was at any time since, so no move since then is taken as made or as
+    cancelled out by a later one.
+    """
     todo: list[Step] = []
-    resolved = wanted.status == "resolved"
-    if resolved:
-        if shown.status != "resolved":
+    moved = in_doubt and shown.moved != wanted.moved
+    if wanted.status == "resolved":
+        if shown.status != "resolved" or moved:
             todo.append("resolve")
     else:
         began_anew = shown.status == "resolved" or (shown.escalated and not wanted.escalated)
+        began_anew = began_anew or (moved and shown.opened != wanted.opened)
         if began_anew or (wanted.status == "open" and shown.status != "open"):
             todo.append("reopen")
         before = Level("open") if began_anew else shown
-        raised = wanted.escalated and (not before.escalated or (wanted.status, before.status) == ("escalated", "acknowledged"))
+        raised = wanted.escalated and (
+            not before.escalated
+            or (wanted.status, before.status) == ("escalated", "acknowledged")
+            or (moved and wanted.status == "escalated")
+        )
         if raised:
             todo.append("escalate")
-        if wanted.status == "acknowledged" and (raised or before.status != "acknowledged"):
+        if wanted.status == "acknowledged" and (raised or before.status != "acknowledged" or moved):
             todo.append("acknowledge")
         if wanted.cause != shown.cause:
             todo.append("cause")
@@ -133,60 +152,55 @@ def next_request(row: Row, now: datetime) -> tuple[Row, Request | None]:
         return row, None
     if row.remote is None:
         return _next_without_remote(row, now)
-    todo = steps(row.shown or Level("open"), row.wanted)
+    todo = steps(row.shown or Level("open"), row.wanted, in_doubt=row.in_doubt)
     if not todo:
         return _in_step(row), None
-    if row.in_doubt and not row.traits.keyed and not row.traits.searchable:
-        return _repeat_once(row, Update(todo))
-    return row, Update(todo)
+    return _repeatable(row, Update(todo))
 
 
 def _next_without_remote(row: Row, now: datetime) -> tuple[Row, Request | None]:
     traits = row.traits
     if row.wanted.status == "resolved" and not traits.searchable:
         # It was over before anybody was told. Only where the news may be out after all, it is called off.
-        return (row, Update(("resolve",))) if row.in_doubt else (_in_step(row), None)
+        return _repeatable(row, Update(("resolve",))) if row.in_doubt else (_in_step(row), None)
     if now - row.written_at > TOO_OLD_TO_CREATE:
         return _park(row, "Not created within a day. Send it again if it still matters.", now), None
-    if traits.keyed:
-        return row, Create()
     if not traits.searchable:
-        return _repeat_once(row, Create()) if row.in_doubt else (row, Create())
-    if row.lookups == 0 or (row.in_doubt and _look_is_due(row, now)):
+        return _repeatable(row, Create())
+    if row.lookups == 0:
         return row, Find()
-    if row.in_doubt and not _looked_long_enough(row):
-        return replace(row, wait_seconds=_until_next_look(row, now)), None
-    return row, Create()
+    look = _next_look(row) if row.in_doubt else None
+    if look is None:
+        return row, Create()
+    if look > now:
+        return replace(row, wait_seconds=max(0.5, (look - now).total_seconds())), None
+    return row, Find()
 
 
-def _looked_long_enough(row: Row) -> bool:
-    return row.lookups >= 2 and row.last_lookup_at >= row.doubtful_since + row.traits.search_lag
+def _next_look(row: Row) -> datetime | None:
+    """When to look again for a record that may have been created; None once there is sure to be none."""
+    if row.lookups == 1:
+        return max(row.doubtful_since + LOOK_AGAIN, row.last_lookup_at + BETWEEN_LOOKS)
+    shows_by = row.doubtful_since + row.traits.search_lag
+    return shows_by if row.last_lookup_at < shows_by else None
 
 
-def _next_look(row: Row) -> datetime:
-    wait = FIRST_LOOK_AGAIN if row.lookups < 2 else max(row.traits.search_lag, FIRST_LOOK_AGAIN)
-    return row.doubtful_since + wait
-
-
-def _look_is_due(row: Row, now: datetime) -> bool:
-    return not _looked_long_enough(row) and now >= _next_look(row) and row.last_lookup_at < _next_look(row)
-
-
-def _until_next_look(row: Row, now: datetime) -> float:
-    return max(0.5, (_next_look(row) - now).total_seconds())
-
-
-def _repeat_once(row: Row, request: Request) -> tuple[Row, Request | None]:
-    """Where nothing tells whether the message arrived, it is sent once more, and the ticket says so."""
+def _repeatable(row: Row, request: Request) -> tuple[Row, Request | None]:
+    """With a key or a search a request may be made again. Where nothing tells whether the message arrived, it is sent
+    once more, and the ticket says so."""
+    if not row.in_doubt or row.traits.keyed or row.traits.searchable:
+        return row, request
     if row.lookups:
-        return replace(row, parked=True, last_error="Sent twice without an answer: it may have arrived."), None
+        # Whoever sends it again, or a later change, may do so: it is not the same message then.
+        parked = replace(row, parked=True, lookups=0, last_error="Sent twice without an answer: it may have arrived.")
+        return parked, None
     return replace(row, may_be_doubled=True, lookups=1), request
 
 
-# --- Answers --------------------------------------------------------------------------------------------------------------
+# --- Answers ----------------------------------------------------------------------------------------------------------
 
 
-def after(row: Row, request: Request, answer: Remote | None | PlatformError, now: datetime, *, serves_others: bool) -> Row:
+def after(row: Row, request: Request, answer: Answer, now: datetime, *, serves_others: bool) -> Row:
     """The row once the platform has answered. `serves_others`: it accepted other tickets while this one failed."""
     if isinstance(answer, PlatformError):
         return _after_error(row, request, answer, now, serves_others=serves_others)
@@ -201,9 +215,9 @@ def _after_find(row: Row, found: Remote | None, now: datetime) -> Row:
     looked = replace(row, lookups=row.lookups + 1, last_lookup_at=now)
     if found is None:
         return looked
-    # It was made by an attempt that never learned so. What it was made with is known to have been an open incident at
-    # the least; moves are made again, which platforms with a search take as done already.
-    return _certain(replace(looked, remote=found, shown=replace(row.wanted, status="open", escalated=False)))
+    # It was made by an attempt that never learned so, or before a backup was restored. What it shows is in doubt, an
+    # open incident at the least; moves are made again, which platforms with a search take as done already.
+    return replace(looked, remote=found, in_doubt=True, doubtful_since=row.doubtful_since or now)
 
 
 def _after_error(row: Row, request: Request, error: PlatformError, now: datetime, *, serves_others: bool) -> Row:
@@ -213,7 +227,9 @@ def _after_error(row: Row, request: Request, error: PlatformError, now: datetime
         return _certain(
             replace(row, remote=None, shown=None, generation=row.generation + 1, previous_links=links, written_at=now)
         )
-    if error.in_doubt and not isinstance(request, Find) and not row.in_doubt:
+    if error.in_doubt and not isinstance(request, Find):
+        if isinstance(request, Create) and not row.in_doubt:
+            row = replace(row, shown=Level("open", cause=row.wanted.cause, note=row.wanted.note))
         row = _doubtful(row, now)
     elif row.in_doubt and not error.in_doubt and not row.traits.searchable:
         row = replace(row, lookups=0)  # this time nothing has left, so the message may still be repeated once
@@ -238,7 +254,8 @@ def _retry_after(row: Row, error: PlatformError, now: datetime) -> float:
 
 
 def _doubtful(row: Row, now: datetime) -> Row:
-    if row.in_doubt:
+    """Each time anew for what is looked for: an earlier search says nothing about the latest attempt to create it."""
+    if row.in_doubt and not row.traits.searchable:
         return row
     return replace(row, in_doubt=True, doubtful_since=now, lookups=0, last_lookup_at=None)
 

@@ -31,14 +31,15 @@ STOPPING_SECONDS = 6.0
 class Lane:
     """Threads that make attempts of one kind until nothing is due, and then wait to be woken."""
 
-    def __init__(self, name: str, attempt: Callable[[Callable[[], None]], bool], threads: int = THREADS_PER_LANE) -> None:
+    def __init__(self, name: str, attempt: Callable[[Callable[[], None]], bool]) -> None:
         self.name = name
         self.attempt = attempt
         self.word = False
         self.stopped = False
         self.condition = threading.Condition()
         self.threads = [
-            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
+            for number in range(THREADS_PER_LANE)
         ]
         for thread in self.threads:
             thread.start()
@@ -95,10 +96,14 @@ class Sweep:
             if lane := self.lanes.get(name):
                 lane.wake()
 
-    def stop(self) -> None:
+    def take_no_more(self) -> None:
         self.stopped.set()
         for lane in self.lanes.values():
             lane.stop()
+
+    def stop(self) -> None:
+        """Waits a moment for the attempts under way; what is not noted then is taken up again after its lease."""
+        self.take_no_more()
         deadline = time.monotonic() + STOPPING_SECONDS
         for thread in [t for lane in self.lanes.values() for t in lane.threads] + [self.thread]:
             thread.join(max(0.0, deadline - time.monotonic()))

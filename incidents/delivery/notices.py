@@ -10,6 +10,8 @@ from incidents.lifecycle import audit_of
 from incidents.models import Incident, Ticket
 from platforms.contract import Note, Notice
 
+MOVES = ("acknowledged", "escalated", "resolved", "reopened")
+
 
 def link(incident_id: str) -> str:
     """Where a person reads about the incident and acts on it."""
@@ -23,10 +25,16 @@ def wanted(ticket: Ticket, shown: Level | None) -> tuple[Level, Notice]:
     level = Level(
         status=incident.status,
         escalated=incident.escalated_at is not None,
-        cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16],
+        cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16] if incident.cause_model else "",
         note=max((number for number, _ in notes), default=shown.note if shown else 0),
+        moved=_moment(max(filter(None, (getattr(incident, f"{name}_at") for name in MOVES)), default=None)),
+        opened=_moment(incident.reopened_at),
     )
     return level, _notice(ticket, incident, tuple(note for _, note in notes))
+
+
+def _moment(at: datetime | None) -> str:
+    return at.isoformat() if at else ""
 
 
 def _notes(incident_id: str, *, after: int) -> list[tuple[int, Note]]:
