@@ -196,7 +196,8 @@ def _mistake(f: Field, stored: dict, value: object) -> str:
     if CONTROL.search(value):
         return "Must not contain control characters."
     if f.target and f.name != "provider":
-        return egress().url_refusal(value.strip(), hosts=f.hosts, path=f.path) or ""
+        refusal = egress().url_refusal(value.strip(), hosts=f.hosts, path=f.path)
+        return f"{refusal[0].upper()}{refusal[1:]}." if refusal else ""
     return ""
 
 
