@@ -187,7 +187,7 @@ def _mistake(f: Field, stored: dict, value: object) -> str:
         return "Must be a text."
     if f.secret and value == MASK:
         return "" if stored.get(f.name) else f"{MASK} keeps what is stored, and nothing is stored yet: send the value."
-    if f.secret and value.startswith("***"):
+    if f.secret and value.strip().startswith("***"):
         return f"Looks like a masked value. Send the value itself, or exactly {MASK} to keep what is stored."
     if not value.strip():
         return "Must not be empty." if f.required else ""

@@ -1,7 +1,9 @@
 """How errors are told: one JSON shape with the right status, and a page where a person is reading."""
 
 import logging
+import sys
 
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import DatabaseError, InterfaceError, InternalError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
@@ -21,6 +23,7 @@ MESSAGES = {
     400: "The request cannot be read. Check its method, path and headers.",
     403: "You may not do this.",
     404: "There is nothing here. The API is described at /api/docs.",
+    413: "The request is too large. Send it in smaller parts.",
     500: "Something broke on our side. It is in the log under this request's X-Request-ID.",
     503: "The database cannot be reached. Nothing was changed that was not confirmed; try again shortly.",
 }
@@ -42,6 +45,9 @@ def exception_handler(error: Exception, context: dict) -> Response:
         connection.close()
         log.error("The database cannot be used: %s", type(error).__name__)
         return Response(body(MESSAGES[503]), 503, headers={"Retry-After": "2"})
+    if isinstance(error, SuspiciousOperation):  # Django's own limits: the number of parameters, the size of a body
+        status = 413 if isinstance(error, RequestDataTooBig) else 400
+        return Response(body(MESSAGES[status]), status)
     response = rest_exception_handler(error, context)
     if response is None:
         log.error("Unexpected error.", exc_info=error)
@@ -100,6 +106,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
+    """For what went wrong outside the API's views, in middleware too: told, and in the log."""
+    error = sys.exception()
+    if error is not None and (answer := store_down(request, error)):
+        return answer
+    log.error("Unexpected error.", exc_info=error)
     return JsonResponse(body(MESSAGES[500]), status=500)
 
 

@@ -14,8 +14,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.dateparse import parse_date, parse_datetime
 from rest_framework.exceptions import ValidationError
 
-from platforms.catalog import PLATFORMS
 from incidents.models import Incident, Severity, Status, Ticket, severity_rank
+from platforms.catalog import PLATFORMS
 
 MOST_PER_PAGE = 1000
 LONGEST_SEARCH = 200
