@@ -52,7 +52,7 @@ class RequestId:
 
 
 class SessionCookie:
-    """Drops a session cookie that cannot be ours: it would be looked up as it is, and PostgreSQL has no word for NUL."""
+    """Drops a session cookie that cannot be ours: it would be looked up as it is, and PostgreSQL takes no NUL."""
 
     def __init__(self, get_response):
         self.get_response = get_response

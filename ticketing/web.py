@@ -6,6 +6,7 @@ sensible pace; an ending server finishes what it has begun.
 """
 
 import json
+import logging
 import re
 import resource
 import socket
@@ -21,6 +22,8 @@ from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNot
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, Error, RequestEntityTooLarge
+
+log = logging.getLogger(__name__)
 
 THREADS = 8
 HEADER_LIMIT = 64 * 1024
@@ -218,13 +221,15 @@ class Refusal(ErrorTask):
 
     def execute(self) -> None:
         code, reason = self.request.error.code, self.request.error.reason
+        request_id = uuid.uuid4().hex
+        log.info("Refused: %s", self._message(code), extra={"status": code, "request_id": request_id})
         self.status = f"{code} {reason}"
         body = json.dumps({"status": "error", "message": self._message(code), "errors": {}}).encode()
         self.response_headers += [
             ("Content-Type", "application/json"),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
-            ("X-Request-ID", uuid.uuid4().hex),
+            ("X-Request-ID", request_id),
         ]
         self.set_close_on_finish()
         self.content_length = len(body)
@@ -335,7 +340,10 @@ class Server(TcpWSGIServer):
     def stop(self) -> None:
         """Ends `run` when what was begun is finished. May be called from a signal handler."""
         self.stopping = True
-        self.pull_trigger()
+        try:
+            self.pull_trigger()
+        except OSError:  # it looked up by itself, has ended, and left no trigger to pull
+            pass
 
     def run(self) -> None:
         while not self.stopping:

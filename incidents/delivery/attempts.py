@@ -16,6 +16,7 @@ from django.db.models.functions import Greatest, Now
 from config.changes import egress
 from config.current import PlatformConfig, current
 from config.models import PlatformVersion
+from incidents import counters
 from incidents.delivery import core, notices
 from incidents.models import PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
@@ -169,6 +170,7 @@ class _Attempt:
             parked_at=_unless_changed(version, Now(), otherwise=None) if row.parked else None,
             **({"shown_version": version, "shown_at": Now()} if in_step else {}),
         )
+        self.count(row, noted=bool(noted))
         if not noted:
             # What a worker saw that slept or hung says nothing about the platform either.
             log.warning("The lease was lost: another worker has this ticket now.", extra=self.ids)
@@ -181,6 +183,21 @@ class _Attempt:
             _note_failure(self.platform, self.failures, answered, row.pause_platform)
         elif self.failures and self.caller.accepted:
             PlatformPause.objects.filter(platform=self.platform.name, failures__gt=0).update(failures=0)
+
+    def count(self, row: core.Row, *, noted: bool) -> None:
+        name = self.platform.name
+        if not noted:
+            outcome = "lost"
+        elif not row.settled:
+            outcome = "in_step"
+        elif row.parked:
+            outcome = "parked"
+        else:
+            outcome = "retry" if row.pause_platform is None else "paused"
+        counters.count(counters.ATTEMPTS, platform=name, outcome=outcome)
+        if outcome == "in_step" and row.remote and self.ticket.created_remotely_at is None:
+            seconds = (self.now() - notices.needed_since(self.ticket)).total_seconds()
+            counters.observe(counters.TIME_TO_SHOW, seconds, platform=name)
 
 
 def _due(row: core.Row):

@@ -6,6 +6,7 @@ import socket
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from incidents import counters
 from ticketing import web
 from ticketing.wsgi import application
 
@@ -25,4 +26,6 @@ class Command(BaseCommand):
         server = web.create(application, listener, body_limit=settings.REQUEST_BODY_LIMIT)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
+        counters.start()
         server.run()
+        counters.stop()
