@@ -2,6 +2,7 @@
 #
 #   make run     everything on one machine: http://127.0.0.1:18081, data in ./data. Ctrl-C ends it.
 #                PORT=8080 HOST=… DATA_DIR=… DATABASE_URL=… BROKER_URL=… LOCAL_MODE=0 … are honoured.
+#   make demo    the same with stand-in platforms and a week of faults, in a data directory of its own.
 #   make test    lint, then all tests: what uses a database on SQLite, then everything on PostgreSQL.
 #                DATABASE_URL and BROKER_URL choose existing servers; WORKERS=4 runs more at once.
 
@@ -15,11 +16,17 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 # Two copies that start at once share the installation instead of writing over each other's.
 LOCK = $(shell command -v flock >/dev/null && echo flock $(VENV)/install.lock)
 
-.PHONY: run test lint pins clean
+.PHONY: run demo test lint pins clean
 
 run: export LOCAL_MODE ?= 1
 run: $(VENV)/run.stamp
 	@$(BIN)/python manage.py up --with-parent
+
+demo: export LOCAL_MODE = 1
+demo: export DATA_DIR ?= data-demo
+demo: export EGRESS_ALLOWED_NETWORKS = 127.0.0.0/8
+demo: $(VENV)/run.stamp
+	@$(BIN)/python manage.py up --with-parent --demo
 
 test: lint
 	ENGINE=sqlite $(PYTEST) --database-only

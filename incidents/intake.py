@@ -68,7 +68,7 @@ class _DryRun(Exception):
 
 def _store(events: list[Event], actor: str, request_id: str, dry_run: bool) -> list[Result]:
     for tries_left in reversed(range(TRIES)):
-        batch = _Batch(current(), actor, request_id)
+        batch = _Batch(current(), actor, request_id, timezone.now())
         try:
             with transaction.atomic():
                 results = batch.take(events)
@@ -91,7 +91,7 @@ class _Batch:
     config: Current
     actor: str
     request_id: str
-    now: datetime = field(default_factory=timezone.now)
+    now: datetime
     faults: dict[tuple[str, str], list[Incident]] = field(default_factory=lambda: defaultdict(list))
     opened: list[Incident] = field(default_factory=list)
     joined: dict[int, Incident] = field(default_factory=dict)

@@ -41,6 +41,11 @@ def product(data_dir: Path, *, web_fd: int, with_broker: bool) -> list[Process]:
     ]
 
 
+def demo() -> Process:
+    """Stand-in platforms and a week of faults, for who has no account anywhere. Part of the tests, not of the product."""
+    return Process("demo", (sys.executable, "-m", "tests.demo"), {"PYTHONUNBUFFERED": "1"})
+
+
 def web(fd: int | None = None) -> tuple[str, ...]:
     """The web server, on a listening socket or on HOST:PORT."""
     return (sys.executable, str(ROOT / "manage.py"), "serve", *(["--fd", str(fd)] if fd is not None else []))

@@ -47,19 +47,24 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser) -> None:
         parser.add_argument("--with-parent", action="store_true", help="end when whoever started this does")
+        parser.add_argument("--demo", action="store_true", help="with stand-in platforms, and a week of faults")
 
-    def handle(self, *args, with_parent: bool, **options) -> None:
+    def handle(self, *args, with_parent: bool, demo: bool, **options) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
         parent = os.getppid()
         if with_parent:
             end_with_parent(parent, signal.SIGTERM)
         claim = _claim(settings.DATA_DIR)
         listener = _listen(settings.HOST, settings.PORT)
+        if demo:
+            _begin_anew(settings.DATA_DIR)
         _migrate()
         with_broker = not os.environ.get("BROKER_URL", "").strip()
         if with_broker:
             _own_folder(processes.broker_socket(settings.DATA_DIR).parent)
         product = processes.product(settings.DATA_DIR, web_fd=listener.fileno(), with_broker=with_broker)
+        if demo:
+            product.append(processes.demo())
         supervisor = Supervisor(
             product, claim=claim, output=Output(sys.stdout.fileno(), [process.name for process in product])
         )
@@ -78,6 +83,16 @@ def _claim(directory: Path) -> Claim:
         ) from busy
     except OSError as error:
         raise CommandError(f"DATA_DIR={directory} cannot be used: {error.strerror}.") from error
+
+
+def _begin_anew(directory: Path) -> None:
+    """The stand-ins remember nothing of an earlier demo, so its database goes. Nobody else's does."""
+    mark, database = directory / "demo", directory / "ticketing.sqlite3"
+    if database.exists() and not mark.exists():
+        raise CommandError(f"{directory} holds somebody's data. Run the demo in a DATA_DIR of its own.")
+    mark.touch()
+    for file in directory.glob("ticketing.sqlite3*"):
+        file.unlink()
 
 
 def _listen(host: str, port: int) -> socket.socket:
