@@ -1,6 +1,21 @@
-"""The console: Django's admin with our pages in it."""
+"""The console: Django's admin as the shell (login, sessions, users, audit browsing) with our own pages inside it."""
 
 from django.contrib.admin import AdminSite
+from django.contrib.auth.forms import AuthenticationForm
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+
+from auditlog.console import EntryPages
+from auditlog.models import Entry
+from config.console import ApiKeyPages, ConfigurationPages
+from config.models import ApiKey
+from config.probes import Probe
+from incidents.causes import health as model_health
+from incidents.console import overview
+from incidents.console.pages import IncidentPages
+from incidents.models import Incident, Ticket
+from ticketing import access, health
 
 
 class Console(AdminSite):
@@ -8,3 +23,51 @@ class Console(AdminSite):
     site_title = "Ticketing Agent"
     index_title = "Overview"
     site_url = None
+    enable_nav_sidebar = False
+    login_form = AuthenticationForm  # who may log in is decided by the role, not by a "staff" mark
+    index_template = "incidents/overview.html"
+
+    def __init__(self, name: str = "admin") -> None:
+        super().__init__(name)
+        self.configuration = ConfigurationPages(self, open_tickets=_open_tickets, test_model=_test_model)
+        self.register(Incident, IncidentPages)
+        self.register(ApiKey, ApiKeyPages)
+        self.register(Entry, EntryPages)
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        """Whoever has a role may come in. Every page asks here first, so this is where `request.principal` is set."""
+        if not hasattr(request, "principal"):
+            active = request.user.is_authenticated and request.user.is_active
+            request.principal = access.principal_of(request.user) if active else access.nobody()
+        return request.principal.may("viewer")
+
+    def each_context(self, request: HttpRequest) -> dict:
+        return super().each_context(request) | {
+            "principal": getattr(request, "principal", None),
+            "may_act": request.principal.may("responder"),
+            "may_configure": request.principal.may("admin"),
+        }
+
+    def get_urls(self) -> list:
+        return [*self.configuration.urls(), *super().get_urls()]
+
+    def login(self, request: HttpRequest, extra_context: dict | None = None) -> HttpResponse:
+        """Lands on the incidents, where somebody who was woken wants to be."""
+        landing = {} if "next" in request.GET or "next" in request.POST else {"next": _incidents()}
+        return super().login(request, (extra_context or {}) | landing)
+
+    def index(self, request: HttpRequest, extra_context: dict | None = None) -> TemplateResponse:
+        return super().index(request, overview.context() | {"problems": health.missing()} | (extra_context or {}))
+
+
+def _incidents() -> str:
+    return reverse("admin:incidents_incident_changelist")
+
+
+def _open_tickets(platform: str) -> int:
+    return Ticket.objects.filter(platform=platform, incident__in=Incident.objects.active()).count()
+
+
+def _test_model() -> Probe:
+    seen = model_health.check()
+    return Probe(seen.available, seen.error or f"{seen.model} at {seen.provider} answers.", 0)

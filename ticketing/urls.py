@@ -2,11 +2,11 @@
 
 from django.contrib import admin
 from django.shortcuts import redirect
-from django.urls import include, path, reverse
+from django.urls import include, path
 
 from config import api as config_api
 from incidents.api import urls as incidents_api
-from ticketing import docs, health, metrics
+from ticketing import docs, health, metrics, users
 
 api = [
     path("health", health.Health.as_view()),
@@ -21,8 +21,10 @@ api = [
 
 def short_link(request, incident_id: str):
     """What tickets link to: the incident's page in the console, after a login."""
-    return redirect(f"{reverse('admin:incidents_incident_changelist')}{incident_id}/change/")
+    return redirect("admin:incidents_incident_change", incident_id)
 
+
+users.register(admin.site)
 
 urlpatterns = [
     *api,
@@ -30,7 +32,7 @@ urlpatterns = [
     path("i/<str:incident_id>", short_link, name="short-link"),
     path("admin/", admin.site.urls),
     path("admin", lambda request: redirect("admin:index")),
-    path("", lambda request: redirect("admin:index")),
+    path("", lambda request: redirect("admin:incidents_incident_changelist")),
 ]
 
 handler400 = "ticketing.errors.bad_request"

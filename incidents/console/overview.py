@@ -1,0 +1,68 @@
+"""The console's first page of numbers: what burns now, how the last day went, and whether tickets arrive."""
+
+from datetime import datetime, timedelta
+
+from django.db.models import Count, Q
+from django.utils import timezone
+
+from config.current import current
+from incidents.console import charts, listing
+from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket
+from platforms.catalog import PLATFORMS
+
+FORGOTTEN = timedelta(minutes=15)
+TOP_SERVICES = 5
+
+
+def context() -> dict:
+    """Everything that the overview shows, in a constant number of queries."""
+    now = timezone.now()
+    chart, hours = charts.by_hour(now)
+    late = listing.late(now)
+    return {
+        "place": "overview",
+        "numbers": _numbers(now, late),
+        "chart": chart,
+        "hours": list(reversed(hours)),
+        "severities": list(SEVERITY_RANK),
+        "platforms": _platforms(now, late),
+        "services": _top_services(now),
+        "model": ModelHealth.objects.first(),
+    }
+
+
+def _numbers(now: datetime, late: listing.Late) -> list[tuple[str, str, str, bool]]:
+    """What, how many, where to look, and whether it asks for somebody."""
+    active = Incident.objects.active().aggregate(
+        open=Count("pk", filter=Q(status=Status.OPEN)),
+        forgotten=Count("pk", filter=Q(status=Status.OPEN, created_at__lt=now - FORGOTTEN)),
+        escalated=Count("pk", filter=Q(status=Status.ESCALATED)),
+    )
+    forgotten, escalated = active["forgotten"], active["escalated"]
+    undelivered = f"{late.incidents:,}{'+' if late.more else ''}"
+    return [
+        ("Open", f"{active['open']:,}", "?view=open", False),
+        ("Not acknowledged after 15 min", f"{forgotten:,}", "?view=open&order=oldest", forgotten > 0),
+        ("Escalated", f"{escalated:,}", "?view=escalated", escalated > 0),
+        ("Undelivered", undelivered, "?view=undelivered", late.incidents > 0),
+    ]
+
+
+def _platforms(now: datetime, late: listing.Late) -> list[dict]:
+    """Per platform: whether it is used, what it was told in the last day, and what waits."""
+    sent = Ticket.objects.filter(created_at__gte=now - timedelta(days=1)).order_by().values_list("platform")
+    counts = dict(sent.annotate(count=Count("pk", filter=Q(created_remotely_at__isnull=False))))
+    config = current()
+    rows = []
+    for name, platform in PLATFORMS.items():
+        behind, since = late.platforms.get(name, (0, None))
+        enabled = config.platforms[name].enabled
+        warning = platform.warning if enabled else ""
+        row = {"name": name, "label": platform.label, "enabled": enabled, "sent": counts.get(name, 0)}
+        rows.append(row | {"late": behind, "since": since, "warning": warning})
+    return rows
+
+
+def _top_services(now: datetime) -> list[tuple[str, int]]:
+    day = Incident.objects.filter(created_at__gte=now - timedelta(days=1)).order_by()
+    return list(day.values_list("service").annotate(count=Count("pk")).order_by("-count", "service")[:TOP_SERVICES])

@@ -1,0 +1,208 @@
+"""What the page of one incident tells: its cause, evidence, anomalies, tickets, facts and timeline."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import QuerySet
+from django.http import QueryDict
+
+from auditlog import models as auditlog
+from incidents.console import charts, listing
+from incidents.delivery.states import TicketState, state_of
+from incidents.events import Evidence
+from incidents.lifecycle import MOVES
+from incidents.models import Anomaly, Incident, Status, Ticket
+from incidents.templatetags.console import span
+from platforms.catalog import PLATFORMS
+
+RECENT_ANOMALIES = 20
+FIRST_ENTRIES = 50
+MOST_ENTRIES = 1000
+OTHERS = 5
+EVIDENCE_LINES = 10
+# The one usual next step in each state.
+USUAL = {
+    Status.OPEN: "acknowledge",
+    Status.ACKNOWLEDGED: "resolve",
+    Status.ESCALATED: "acknowledge",
+    Status.RESOLVED: "reopen",
+}
+
+
+@dataclass(frozen=True)
+class TicketLine:
+    ticket: Ticket
+    label: str
+    state: TicketState
+
+    @property
+    def troubled(self) -> bool:
+        return self.state.name in ("failed", "retrying")
+
+    @property
+    def may_retry(self) -> bool:
+        return self.state.name in ("failed", "retrying", "pending")
+
+    @property
+    def may_begin_anew(self) -> bool:
+        return self.state.name == "failed"
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One line of the timeline: an audit entry, or what a row tells of itself."""
+
+    at: datetime
+    kind: str  # created, acknowledged, escalated, resolved, reopened, delivery, trouble, cause
+    action: str
+    actor: str = ""
+    details: str = ""
+    note: str = ""
+    order: int = 0
+
+
+def ticket_lines(incident: Incident) -> list[TicketLine]:
+    """In the platforms' order. `listing.with_tickets` told each ticket whether its platform is enabled."""
+    by_platform = {ticket.platform: ticket for ticket in incident.tickets.all()}
+    lines = []
+    for name, platform in PLATFORMS.items():
+        if ticket := by_platform.get(name):
+            lines.append(TicketLine(ticket, platform.label, state_of(ticket, enabled=ticket.enabled)))
+    return lines
+
+
+def moves(incident: Incident) -> list[tuple[str, bool]]:
+    """The moves that the state allows, and whether each is the usual next one."""
+    usual = USUAL[Status(incident.status)]
+    allowed = [move.name for move in MOVES.values() if incident.status in move.allowed_from]
+    if incident.status in (Status.ACKNOWLEDGED, Status.ESCALATED):
+        allowed = [name for name in allowed if name != "reopen"] + ["reopen"]
+    return sorted(((name, name == usual) for name in allowed), key=lambda item: not item[1])
+
+
+def context(incident: Incident, params: QueryDict, now: datetime) -> dict:
+    """All of the page, in five queries beside the incident's own two."""
+    lines = ticket_lines(incident)
+    timeline, more = happenings(incident, lines, everything=params.get("timeline") == "all")
+    if params.get("order") == "oldest":
+        timeline.reverse()
+    evidence = Evidence.from_json(incident.evidence)
+    anomalies, older = recent(incident, params.get("anomalies", ""))
+    return {
+        "incident": incident,
+        "moves": moves(incident),
+        "lines": lines,
+        "facts": facts(incident),
+        "evidence": evidence_facts(evidence),
+        "log_lines": evidence.log_lines[:EVIDENCE_LINES],
+        "waiting_for_model": incident.model_due_at is not None and incident.fallback,
+        "chart": charts.anomalies(incident),
+        "anomalies": anomalies,
+        "older_anomalies": older,
+        "timeline": timeline,
+        "timeline_more": more,
+        "oldest_first": params.get("order") == "oldest",
+        "others": others(incident),
+        "by": getattr(incident, f"{incident.status}_by", ""),
+        "since": getattr(incident, f"{incident.status}_at", None),
+        "burning": incident.status != Status.RESOLVED and now - incident.last_anomaly_at < timedelta(minutes=5),
+    }
+
+
+def recent(incident: Incident, before: str) -> tuple[list[Anomaly], str]:
+    """The latest anomalies, or those before a number, and the number at which older ones begin."""
+    rows: QuerySet[Anomaly] = incident.anomalies.defer("payload").order_by("-id")
+    if before.isascii() and before.isdigit() and len(before) < 18:
+        rows = rows.filter(pk__lt=int(before))
+    found = list(rows[: RECENT_ANOMALIES + 1])
+    older = str(found[RECENT_ANOMALIES - 1].pk) if len(found) > RECENT_ANOMALIES else ""
+    return found[:RECENT_ANOMALIES], older
+
+
+def others(incident: Incident) -> list[Incident]:
+    same = Incident.objects.filter(service=incident.service).exclude(pk=incident.pk).newest_first()
+    return list(same.only("id", "title", "status", "severity", "created_at")[:OTHERS])
+
+
+def facts(incident: Incident) -> list[tuple[str, str]]:
+    """Short facts, the empty ones left out."""
+    known = [
+        ("Highest score", f"{incident.anomaly_score:.6g}"),
+        ("Environment", incident.environment),
+        ("Tenant", incident.tenant_id),
+        ("Routed to", ", ".join(PLATFORMS[name].label for name in incident.platforms if name in PLATFORMS)),
+        ("Escalated to", ", ".join(PLATFORMS[name].label for name in incident.escalated_to if name in PLATFORMS)),
+    ]
+    for status in (Status.ACKNOWLEDGED, Status.ESCALATED, Status.RESOLVED):
+        if at := getattr(incident, f"{status}_at"):
+            known.append((status.label, f"after {span((at - incident.created_at).total_seconds())}"))
+    return [(name, value) for name, value in known if value]
+
+
+def evidence_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    known = [
+        ("Message", evidence.message),
+        ("Error", evidence.raw_error),
+        ("Type", evidence.anomaly_type),
+        ("Category", evidence.category),
+        ("Pattern", evidence.template),
+        ("Endpoint", evidence.endpoint),
+        ("Likely origin", evidence.root_cause_service),
+        ("Chain", " → ".join(evidence.causal_chain)),
+        ("Request", " → ".join(evidence.request_flow)),
+        ("z-score", "" if evidence.z_score is None else f"{evidence.z_score:.3g}"),
+        ("Error rate", "" if evidence.error_rate is None else f"{evidence.error_rate:.3g}"),
+        ("Impact", _impact(evidence)),
+    ]
+    return [(name, value) for name, value in known if value]
+
+
+def _impact(evidence: Evidence) -> str:
+    impact = evidence.impact
+    if impact is None:
+        return ""
+    said = [", ".join(impact.downstream), impact.users, "" if impact.score is None else f"score {impact.score:.3g}"]
+    return " · ".join(filter(None, said))
+
+
+# --- Timeline ---------------------------------------------------------------------------------------------------------
+
+
+def happenings(incident: Incident, lines: list[TicketLine], *, everything: bool) -> tuple[list[Happening], bool]:
+    """What happened, newest first: the audit's entries with what tickets and cause tell of themselves, and whether
+    there are more than are shown."""
+    subjects = [incident.subject, *(f"ticket:{incident.pk}:{name}" for name in PLATFORMS)]
+    most = MOST_ENTRIES if everything else FIRST_ENTRIES
+    entries = list(auditlog.Entry.objects.filter(subject__in=subjects).order_by("-id")[: most + 1])
+    told = [_entry(entry) for entry in entries[:most]]
+    if not incident.fallback:
+        model = incident.cause_model
+        told.append(Happening(incident.cause_at, "cause", "root cause", model, "The model's answer arrived"))
+    for line in lines:
+        told += _of_ticket(line)
+    told.sort(key=lambda happening: (happening.at, happening.order), reverse=True)
+    return told, len(entries) > most
+
+
+def _entry(entry: auditlog.Entry) -> Happening:
+    kind = entry.action if entry.subject.startswith("incident:") else "delivery"
+    return Happening(
+        entry.timestamp, kind, entry.action, entry.actor, entry.details, str(entry.data.get("note", "")), order=entry.pk
+    )
+
+
+def _of_ticket(line: TicketLine) -> list[Happening]:
+    ticket, told = line.ticket, []
+    if ticket.created_remotely_at:
+        created = f"{line.label} ticket created"
+        told.append(Happening(ticket.created_remotely_at, "delivery", created, "", ticket.remote_id))
+    if ticket.parked_at:
+        told.append(Happening(ticket.parked_at, "trouble", f"{line.label} ticket failed", "", ticket.last_error))
+    elif ticket.failing_since:
+        told.append(Happening(ticket.failing_since, "trouble", f"{line.label} began to fail", "", ticket.last_error))
+    return told
+
+
+def find(incident_id: str) -> Incident | None:
+    """The incident with its tickets, in two queries."""
+    return listing.with_tickets(Incident.objects.filter(pk=incident_id)).first()

@@ -1,0 +1,300 @@
+"""The addresses under /admin/incidents/incident/: the list, one incident's page, the acts, and the table as a file."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from django.contrib import messages
+from django.contrib.admin import ModelAdmin
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, HttpResponseRedirect, StreamingHttpResponse
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
+
+from incidents.console import acts, export, listing, page
+from incidents.models import SEVERITY_RANK, Incident, Severity, Status
+from platforms.catalog import PLATFORMS
+
+LIST = "admin:incidents_incident_changelist"
+ONE = "admin:incidents_incident_change"
+VIEW_WORDS = {"active": "Active", "all": "All", "undelivered": "Undelivered"}
+PERIOD_WORDS = {"1h": "last hour", "24h": "last 24 h", "7d": "last 7 days", "30d": "last 30 days"}
+ASCENDING = ("oldest",)
+
+
+class IncidentPages(ModelAdmin):
+    """Incidents are read here and moved through the lifecycle; nothing in the admin adds, saves or deletes one."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj=None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj=None) -> bool:
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj=None) -> bool:
+        return request.principal.may("viewer")
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return request.principal.may("viewer")
+
+    def get_urls(self) -> list:
+        """In place of the admin's own: there is no form that writes a row."""
+        wrap = self.admin_site.admin_view
+        return [
+            path("", wrap(self.list_page), name="incidents_incident_changelist"),
+            path("act/", wrap(self.act), name="incidents_incident_act"),
+            path("incidents.csv", wrap(self.table_file), name="incidents_incident_export"),
+            path("<str:incident_id>/", wrap(self.one_page), name="incidents_incident_change"),
+            path("<str:incident_id>/tickets/<int:ticket_id>/", wrap(self.retry), name="incidents_incident_retry"),
+        ]
+
+    # --- The list -----------------------------------------------------------------------------------------------------
+
+    def list_page(self, request: HttpRequest) -> HttpResponse:
+        now = timezone.now()
+        question = listing.Question.read(request.GET)
+        matching = listing.matching(question, now)
+        found = listing.page(question, matching)
+        rows = [Row(incident, page.ticket_lines(incident)) for incident in found.incidents]
+        counts, late = listing.active_counts(), listing.late(now)
+        etag = _etag(request, [row.version for row in rows], sorted(counts.items()), late)
+        if request.headers.get("X-Fragment") and etag in parse_etags(request.headers.get("If-None-Match", "")):
+            return HttpResponseNotModified(headers={"ETag": etag})
+        context = {
+            "question": question,
+            "rows": rows,
+            "found": found,
+            "views": _views(question, counts, late),
+            "strip": _strip(late),
+            "sorts": _sorts(question),
+            "now": now,
+        }
+        if request.headers.get("X-Fragment"):
+            context |= self.admin_site.each_context(request)
+            return TemplateResponse(request, "incidents/_live.html", context, headers={"ETag": etag})
+        context |= self.admin_site.each_context(request)
+        context |= {"title": "Incidents", "place": "incidents", "etag": etag, "opts": self.opts}
+        context |= _filters(question, counts) | self._total(question, matching, counts)
+        context |= _emptiness(question) if not rows else {}
+        return TemplateResponse(request, "incidents/list.html", context)
+
+    def _total(self, question: listing.Question, matching: QuerySet, counts: Counter) -> dict:
+        """How many match: from the counts where nothing else was chosen, else counted up to the cap."""
+        known = {"active": counts.total()} | _by_status(counts)
+        total = known.get(question.view) if not question.narrowed else None
+        if total is None:
+            total = listing.counted(matching)
+        capped = total > listing.MOST_COUNTED
+        return {"total": min(total, listing.MOST_COUNTED), "total_capped": capped}
+
+    # --- One incident -------------------------------------------------------------------------------------------------
+
+    def one_page(self, request: HttpRequest, incident_id: str) -> HttpResponse:
+        known = acts.INCIDENT_ID.fullmatch(incident_id)
+        incident = page.find(incident_id) if known else None
+        shell = self.admin_site.each_context(request) | {"place": "incidents", "opts": self.opts}
+        if incident is None:
+            context = shell | {"title": "No such incident", "incident_id": incident_id[:100]}
+            return TemplateResponse(request, "incidents/not_found.html", context, status=404)
+        context = page.context(incident, request.GET, timezone.now())
+        parts = [Row(incident, context["lines"]).version, [(h.at, h.action) for h in context["timeline"]]]
+        etag = _etag(request, parts, incident.last_anomaly_at, context["waiting_for_model"])
+        fragment = bool(request.headers.get("X-Fragment"))
+        if fragment and etag in parse_etags(request.headers.get("If-None-Match", "")):
+            return HttpResponseNotModified(headers={"ETag": etag})
+        context |= shell | {"title": incident.title, "subtitle": incident.id, "etag": etag, "list_url": reverse(LIST)}
+        template = "incidents/_page.html" if fragment else "incidents/page.html"
+        return TemplateResponse(request, template, context, headers={"ETag": etag})
+
+    # --- Acts ---------------------------------------------------------------------------------------------------------
+
+    def act(self, request: HttpRequest) -> HttpResponse:
+        """A move on one incident or many. Whatever comes of it, the answer is the page again, with what to tell."""
+        if request.method != "POST":
+            return HttpResponseRedirect(reverse(LIST))
+        _require_responder(request)
+        back = _back(request)
+        try:
+            act = acts.Act.read(request.POST)
+        except acts.Mistake as mistake:
+            messages.error(request, str(mistake))
+            return HttpResponseRedirect(back)
+        if asked := acts.confirmation(act, timezone.now()):
+            context = self.admin_site.each_context(request) | {"title": asked.question, "place": "incidents"}
+            return TemplateResponse(request, "incidents/confirm.html", context | {"asked": asked, "back": back})
+        told = acts.carry_out(act, actor=request.principal.actor, request_id=request.id)
+        tags = f"undo:{','.join(told.undo)}" if told.undo else ""
+        messages.add_message(request, messages.SUCCESS if told.good else messages.WARNING, told.text, extra_tags=tags)
+        return HttpResponseRedirect(back)
+
+    def retry(self, request: HttpRequest, incident_id: str, ticket_id: int) -> HttpResponse:
+        if not acts.INCIDENT_ID.fullmatch(incident_id):
+            return self.one_page(request, incident_id)
+        back = f"{reverse(ONE, args=[incident_id])}#tickets"
+        if request.method != "POST":
+            return HttpResponseRedirect(back)
+        _require_responder(request)
+        known = ticket_id < 2**63
+        told = known and acts.retry(
+            incident_id,
+            ticket_id,
+            anew=request.POST.get("anew") == "1",
+            actor=request.principal.actor,
+            request_id=request.id,
+        )
+        if not told:
+            return self.one_page(request, incident_id)
+        messages.success(request, told)
+        return HttpResponseRedirect(back)
+
+    # --- A file -------------------------------------------------------------------------------------------------------
+
+    def table_file(self, request: HttpRequest) -> StreamingHttpResponse:
+        question = listing.Question.read(request.GET)
+        rows = listing.matching(question, timezone.now()).newest_first()
+        lines: Iterator[str] = export.lines(rows)
+        headers = {"Content-Disposition": 'attachment; filename="incidents.csv"'}
+        return StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8", headers=headers)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An incident in the list."""
+
+    incident: Incident
+    lines: list[page.TicketLine]
+
+    @property
+    def by(self) -> str:
+        return getattr(self.incident, f"{self.incident.status}_by", "")
+
+    @property
+    def more_services(self) -> int:
+        return len([name for name in self.incident.affected_services if name != self.incident.service])
+
+    @property
+    def shown_lines(self) -> list[page.TicketLine]:
+        return [line for line in self.lines if line.state.name != "not needed"]
+
+    @property
+    def version(self) -> tuple:
+        """Changes with whatever the row shows, but for the passing of time."""
+        incident = self.incident
+        tickets = tuple((line.ticket.pk, line.state.words, line.ticket.remote_url) for line in self.lines)
+        return incident.pk, incident.status, incident.updated_at, incident.cause_at, incident.fallback, tickets
+
+
+_ACTIVE = (Status.OPEN, Status.ACKNOWLEDGED, Status.ESCALATED)
+
+
+def _require_responder(request: HttpRequest) -> None:
+    if not request.principal.may("responder"):
+        raise PermissionDenied
+
+
+def _back(request: HttpRequest) -> str:
+    """Where the form was sent from, if that is a page of ours; else the list."""
+    wanted, home = request.POST.get("next", ""), reverse(LIST)
+    ours = wanted.startswith(home) and url_has_allowed_host_and_scheme(wanted, allowed_hosts=None)
+    return wanted if ours and wanted.isprintable() else home
+
+
+def _etag(request: HttpRequest, *parts: object) -> str:
+    """Also of who looks: buttons depend on the role."""
+    what = repr((request.get_full_path(), request.principal.role, parts))
+    return f'W/"{hashlib.sha256(what.encode("utf-8", "backslashreplace")).hexdigest()[:20]}"'
+
+
+def _by_status(counts: Counter) -> dict[str, int]:
+    return {status: sum(n for (s, _), n in counts.items() if s == status) for status in _ACTIVE}
+
+
+def _views(question: listing.Question, counts: Counter, late: listing.Late) -> list[dict]:
+    known = {"active": counts.total(), **_by_status(counts), "undelivered": late.incidents}
+    shown = {name: f"{count:,}" for name, count in known.items()}
+    if late.more:
+        shown["undelivered"] += "+"
+    return [
+        {
+            "name": name,
+            "words": VIEW_WORDS.get(name) or Status(name).label,
+            "count": shown.get(name, ""),
+            "query": question.query(view=name, order="", platform="" if name != "undelivered" else question.platform),
+            "current": name == question.view,
+            "alarming": name == "undelivered" and late.incidents > 0,
+        }
+        for name in listing.VIEWS
+    ]
+
+
+def _strip(late: listing.Late) -> list[dict]:
+    """What is wrong, and nothing else."""
+    return [
+        {
+            "label": PLATFORMS[name].label,
+            "count": f"{count:,}{'+' if late.more else ''}",
+            "one": count == 1,
+            "since": since,
+            "query": f"?view=undelivered&platform={name}",
+        }
+        for name, (count, since) in late.platforms.items()
+        if name in PLATFORMS
+    ]
+
+
+def _sorts(question: listing.Question) -> dict[str, dict]:
+    """For each column that sorts: where its head leads, and what it is now."""
+    now = question.sorted_by
+    opened = "oldest" if now == "newest" else "newest"
+    links = {"severity": "urgency", "opened": opened, "seen": "seen", "anomalies": "anomalies"}
+    shown = {"newest": "opened", "oldest": "opened", "urgency": "severity"}.get(now, now)
+    direction = "ascending" if now in ASCENDING else "descending"
+    return {
+        column: {"query": question.query(order=order), "is": direction if column == shown else ""}
+        for column, order in links.items()
+    }
+
+
+def _filters(question: listing.Question, counts: Counter) -> dict:
+    by_severity = {s: sum(n for (_, severity), n in counts.items() if severity == s) for s in SEVERITY_RANK}
+    severities = [
+        {"name": s.value, "query": question.toggled(s), "on": s in question.severities, "count": by_severity[s]}
+        for s in Severity
+    ]
+    periods = [{"name": name, "words": words, "on": name == question.period} for name, words in PERIOD_WORDS.items()]
+    applied = []
+    for name in ("service", "platform", "period", "q"):
+        if value := getattr(question, name):
+            label = {"q": "text"}.get(name, name)
+            applied.append({"label": label, "value": _filter_words(name, value), "query": question.query(**{name: ""})})
+    return {
+        "severities": severities,
+        "kept": [(name, v) for name in ("service", "platform", "period", "order") if (v := getattr(question, name))],
+        "periods": periods,
+        "applied": applied,
+        "filter_count": len(applied) + len(question.severities),
+        "cleared": question.query(severities=(), service="", platform="", period="", q=""),
+        "in_all": question.query(view="all"),
+        "this_query": question.query(after=question.after, before=question.before),
+    }
+
+
+def _filter_words(name: str, value: str) -> str:
+    if name == "period":
+        return PERIOD_WORDS[value]
+    return PLATFORMS[value].label if name == "platform" else value
+
+
+def _emptiness(question: listing.Question) -> dict:
+    """Why the table is empty: nothing matches, all is quiet, or nothing ever happened."""
+    if question.narrowed or question.view not in ("active", "all"):
+        return {"empty": "nothing"}
+    resolved = listing.last_resolved()
+    return {"empty": "quiet", "resolved": resolved} if resolved else {"empty": "never"}

@@ -1,0 +1,113 @@
+"""How the console writes moments, people and addresses. Nothing here marks anything as safe."""
+
+from datetime import UTC, datetime
+from urllib.parse import urlencode, urlsplit
+
+from django import template
+from django.utils import timezone
+
+from incidents.models import Severity, Status
+from platforms.catalog import PLATFORMS
+
+register = template.Library()
+
+SIGNS = {"critical": "◆", "high": "▲", "medium": "■", "low": "●"}
+KINDS = {"key": "API key"}
+
+
+@register.filter
+def age(moment: datetime | None) -> str:
+    """`45s`, `6m`, `1h 4m`, `3d`: how long ago. The browser recomputes the same."""
+    if moment is None:
+        return ""
+    return span((timezone.now() - moment).total_seconds())
+
+
+def span(seconds: float) -> str:
+    seconds = max(0, int(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, hours = seconds // 60, seconds // 3600
+    if minutes < 60:
+        return f"{minutes}m"
+    if hours < 24:
+        return f"{hours}h {minutes % 60}m" if minutes % 60 and hours < 10 else f"{hours}h"
+    return f"{hours // 24}d"
+
+
+@register.filter
+def iso(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+@register.filter
+def utc(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if moment else ""
+
+
+@register.filter
+def clock(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%H:%M:%S") if moment else ""
+
+
+@register.filter
+def who(actor: str) -> str:
+    """`user:anna` is anna; a program is named as what it is."""
+    kind, colon, name = actor.partition(":")
+    if not colon:
+        return actor
+    return name if kind == "user" else f"{name} ({KINDS.get(kind, kind)})"
+
+
+@register.filter
+def sign(severity: str) -> str:
+    """A shape for each severity, so that colour never tells it alone."""
+    return SIGNS.get(severity, "")
+
+
+@register.filter
+def word(value: str) -> str:
+    """A severity's, status's or platform's name for people."""
+    if value in PLATFORMS:
+        return PLATFORMS[value].label
+    return dict(Severity.choices + Status.choices).get(value, value)
+
+
+@register.filter
+def web_address(address: str) -> str:
+    """The address if a browser may follow it from our pages, else nothing."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    return address if parts.scheme in ("http", "https") and parts.netloc and address.isprintable() else ""
+
+
+@register.filter
+def number(value: float) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+
+
+@register.simple_tag
+def query(**said: str) -> str:
+    return urlencode(said)
+
+
+@register.simple_tag
+def service_query(question, service: str) -> str:
+    return question.query(service=service)
+
+
+@register.simple_tag
+def newer(question, found) -> str:
+    return question.query(before=found.newer)
+
+
+@register.simple_tag
+def older(question, found) -> str:
+    return question.query(after=found.older)
+
+
+@register.simple_tag
+def count(counts, name: str) -> int:
+    return counts[name]

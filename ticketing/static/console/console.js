@@ -1,0 +1,278 @@
+// What a browser adds to the console: live refresh, selection, keys, local times. Every page works without it.
+"use strict";
+(() => {
+  const $ = (css, root = document) => root.querySelector(css);
+  const $$ = (css, root = document) => [...root.querySelectorAll(css)];
+  const live = $("#live");
+  const list = $("body.list") && live;
+  const incident = $("body.incident") && live;
+  const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+  const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* it holds for this page */ } };
+  const unhide = (element) => element && element.removeAttribute("hidden");
+
+  // --- Times ---
+
+  const age = (seconds) => {
+    const s = Math.max(0, Math.floor(seconds)), m = Math.floor(s / 60), h = Math.floor(s / 3600);
+    if (s < 60) return `${s}s`;
+    if (m < 60) return `${m}m`;
+    if (h < 24) return h < 10 && m % 60 ? `${h}h ${m % 60}m` : `${h}h`;
+    return `${Math.floor(h / 24)}d`;
+  };
+  let absolute = stored("times") === "local";
+  const tellTimes = () => {
+    for (const time of $$("#live time:not([data-fixed])")) {
+      const at = new Date(time.dateTime), seconds = (Date.now() - at) / 1000;
+      if (!time.dataset.utc) {
+        time.dataset.utc = time.title || "";
+        time.dataset.relative = /^\d+[smhd]/.test(time.textContent) ? "1" : "";
+      }
+      time.title = `${time.dataset.utc} (${at.toLocaleString()} local)`;
+      if (!time.dataset.relative) continue;
+      const today = Math.abs(seconds) < 43200;
+      const text = absolute && list ? (today ? at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
+        : at.toLocaleDateString([], { month: "short", day: "numeric" })) : age(seconds);
+      if (time.textContent !== text) time.textContent = text;
+      if (time.closest(".c-seen")) time.classList.toggle("recent", seconds < 120);
+    }
+    const button = $("[data-times]");
+    if (button) button.textContent = absolute ? "Ages" : "Local time";
+  };
+  const turnTimes = () => { absolute = !absolute; store("times", absolute ? "local" : "age"); tellTimes(); };
+
+  // --- Selection ---
+
+  const boxes = () => $$("#rows tbody input[name=ids]");
+  const rows = () => $$("#rows tbody tr");
+  const chosen = () => boxes().filter((box) => box.checked);
+  let here = null;  // the id of the row that the keys are on
+  const tellSelection = () => {
+    const picked = chosen(), all = $("[name=all]");
+    const counts = {};
+    for (const box of boxes()) box.closest("tr").classList.toggle("on", box.checked);
+    for (const box of picked) counts[box.closest("tr").dataset.severity] = (counts[box.closest("tr").dataset.severity] || 0) + 1;
+    const words = Object.entries(counts).map(([severity, count]) => `${count} ${severity}`).join(", ");
+    const label = $("#selected");
+    if (label) label.textContent = picked.length ? `${picked.length} selected: ${words}` : "";
+    for (const button of $$("#bar button[name=move]")) button.disabled = !picked.length && !(all && all.checked);
+    const head = $("[data-all]");
+    if (head) { head.checked = picked.length > 0 && picked.length === boxes().length; head.indeterminate = picked.length > 0 && !head.checked; }
+  };
+  let last = null;
+  const pick = (box, on, range) => {
+    const all = boxes(), from = all.indexOf(last), to = all.indexOf(box);
+    if (range && from >= 0) for (const each of all.slice(Math.min(from, to), Math.max(from, to) + 1)) each.checked = on;
+    box.checked = on; last = box; tellSelection();
+  };
+  const stand = (row) => {
+    for (const each of rows()) each.classList.toggle("here", each === row);
+    here = row ? row.dataset.id : null;
+    if (row) { $(".c-title a", row).focus({ preventScroll: true }); row.scrollIntoView({ block: "nearest" }); }
+  };
+  const standing = () => rows().find((row) => row.dataset.id === here) || null;
+
+  // --- Live ---
+
+  let etag = live ? live.dataset.etag : "", paused = false, timer = 0, failing = false, busyUntil = 0;
+  const state = $("#state");
+  const clock = () => new Date().toLocaleTimeString([], { hour12: false });
+  let lastGood = clock();
+  const say = (text, late) => {
+    if (!state) return;
+    const span = $("span", state);
+    state.classList.toggle("late", !!late);
+    if (span.textContent !== text) span.textContent = text;
+  };
+  const sayState = () => say(paused ? "Paused" : `Live · ${lastGood}`);
+  const occupied = () => chosen().length > 0 || !!$("#rows tbody:hover") || !!$("#rows tbody tr.here") ||
+    !!(document.activeElement && document.activeElement.closest("#rows tbody"));
+
+  const replaceIfOther = (id, fresh) => {
+    const old = $(`#${id}`), next = $(`#${id}`, fresh);
+    if (old && next && old.innerHTML !== next.innerHTML) old.replaceWith(document.adoptNode(next));
+  };
+  const cellsFrom = (row, fresh) => {
+    row.className = [fresh.className, ...["on", "here"].filter((name) => row.classList.contains(name))].join(" ");
+    [...fresh.children].forEach((cell, index) => {
+      const mine = row.children[index];
+      if (index && mine && mine.dataset.was !== cell.innerHTML && mine.innerHTML !== cell.innerHTML) {
+        const focused = mine.contains(document.activeElement) && $$("a", mine).indexOf(document.activeElement);
+        mine.dataset.was = cell.innerHTML;
+        mine.replaceChildren(...[...cell.childNodes].map((node) => document.importNode(node, true)));
+        if (focused !== false && $$("a", mine)[focused]) $$("a", mine)[focused].focus({ preventScroll: true });
+      }
+    });
+  };
+  let waiting = null;
+  const mergeList = (fresh) => {
+    replaceIfOther("strip", fresh); replaceIfOther("views", fresh);
+    const body = $("#rows tbody"), next = $("#rows tbody", fresh);
+    if (!body || !next) { if (!!body !== !!next && !occupied()) location.reload(); else if (body) for (const row of rows()) row.classList.add("gone"); return; }
+    const known = new Map(rows().map((row) => [row.dataset.id, row]));
+    const coming = [...next.children];
+    const ids = new Set(coming.map((row) => row.dataset.id));
+    for (const row of coming) if (known.has(row.dataset.id)) cellsFrom(known.get(row.dataset.id), row);
+    for (const [id, row] of known) row.classList.toggle("gone", !ids.has(id));
+    const added = coming.filter((row) => !known.has(row.dataset.id));
+    waiting = added.length ? next : null;
+    const news = $("#news");
+    if (waiting && occupied()) {
+      const critical = added.filter((row) => row.dataset.severity === "critical").length;
+      $("button", news).textContent = `${added.length} new${critical ? `: ${critical} critical` : ""}`;
+      unhide(news);
+    } else if (waiting) insertWaiting();
+    else news.hidden = true;
+  };
+  const insertWaiting = () => {
+    const body = $("#rows tbody"), known = new Map(rows().map((row) => [row.dataset.id, row]));
+    let after = null;
+    for (const row of [...waiting.children]) {
+      let mine = known.get(row.dataset.id);
+      if (!mine) {
+        mine = document.importNode(row, true);
+        mine.classList.add("fresh");
+        if (after) after.after(mine); else body.prepend(mine);
+      }
+      after = mine;
+    }
+    waiting = null; $("#news").hidden = true; tellSelection();
+  };
+  const mergePage = (fresh) => {
+    const before = $("#head").dataset.status, now = $("#head", fresh);
+    if (now.dataset.status !== before) say(`${now.dataset.by || "Somebody"}: now ${now.dataset.status}`);
+    for (const id of ["head", "cause", "anomalies", "timeline", "tickets", "facts", "others"]) {
+      const old = $(`#${id}`), next = $(`#${id}`, fresh);
+      if (!old || !next || old.contains(document.activeElement) && document.activeElement.matches("textarea, input")) continue;
+      if ($("textarea", old) && $("textarea", old).value) continue;  // a note is being written
+      for (const open of $$("details[id]", old)) { const same = next.querySelector(`#${open.id}`); if (same) same.open = open.open; }
+      if (old.outerHTML === next.outerHTML) continue;
+      const focused = old.contains(document.activeElement) && document.activeElement.id;
+      old.replaceWith(document.adoptNode(next));
+      if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
+    }
+  };
+
+  const poll = async () => {
+    clearTimeout(timer);
+    const began = performance.now();
+    try {
+      const reply = await fetch(location.pathname + location.search, { headers: { "X-Fragment": "rows", "If-None-Match": etag }, cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(10000) });
+      if (reply.type === "opaqueredirect") { signedOut(); return; }
+      if (reply.status !== 304) {
+        if (!reply.ok) throw new Error(String(reply.status));
+        const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+        if (list) mergeList(fresh); else mergePage(fresh);
+        etag = reply.headers.get("ETag") || "";
+        tellSelection();
+      }
+      failing = false; lastGood = clock(); sayState(); tellTimes();
+    } catch { failing = true; say(`Not live since ${lastGood}, retrying`, true); }
+    if (performance.now() - began > 500) busyUntil = Date.now() + 60000;
+    plan();
+  };
+  const plan = () => {
+    clearTimeout(timer);
+    if (paused || document.hidden) return;
+    const seconds = Date.now() < busyUntil ? 30 : Number(live.dataset.seconds);
+    timer = setTimeout(poll, seconds * 1000);
+  };
+  const signedOut = () => {
+    say("", true);
+    const link = document.createElement("a");
+    link.href = location.href; link.target = "_blank"; link.textContent = "Signed out: sign in again";
+    if (state) $("span", state).replaceChildren(link);
+    timer = setTimeout(poll, 15000);
+  };
+  const pause = () => {
+    paused = !paused;
+    $("[data-pause]").textContent = paused ? "Resume" : "Pause";
+    sayState();
+    if (paused) clearTimeout(timer); else poll();
+  };
+
+  // --- Copying ---
+
+  document.addEventListener("click", async (event) => {
+    const element = event.target.closest("[data-copy]");
+    if (!element || !navigator.clipboard) return;
+    await navigator.clipboard.writeText(element.dataset.copy);
+    element.classList.add("copied");
+    setTimeout(() => element.classList.remove("copied"), 1500);
+  });
+
+  // --- Keys ---
+
+  const dialog = $("#keys"), off = $("[data-keys-off]");
+  const press = (name) => {
+    if (list) {
+      if (!chosen().length && standing()) pick($("input[name=ids]", standing()), true);
+      if (!chosen().length) return;
+    }
+    const button = $(list ? `#bar button[value=${name}]` : `#act-${name}`);
+    if (button) button.click();
+  };
+  const step = (by) => {
+    const all = rows(), at = all.indexOf(standing());
+    if (all.length) stand(all[Math.min(all.length - 1, Math.max(0, at < 0 ? (by > 0 ? 0 : all.length - 1) : at + by))]);
+  };
+  const follow = (css) => { const link = standing() && $(css, standing()); if (link) link.click(); };
+  const toggleHere = (range) => { const box = standing() && $("input[name=ids]", standing()); if (box) pick(box, !box.checked, range); };
+  const KEYS = {
+    j: () => step(1), k: () => step(-1), ArrowDown: () => here && step(1), ArrowUp: () => here && step(-1),
+    x: () => toggleHere(false), X: () => toggleHere(true),
+    o: () => (list ? follow(".c-tickets a[target]") : $("#tickets a[target]") && $("#tickets a[target]").click()),
+    a: () => press("acknowledge"), e: () => press("escalate"), r: () => press("resolve"),
+    "/": () => $("#q") && $("#q").focus(), f: () => $("#show-filters") && $("#show-filters").click(),
+    p: () => list && pause(), t: () => list && turnTimes(), ".": () => poll(),
+    u: () => { if (incident) location.href = $("#site-name a").href; },
+    "?": () => dialog.showModal(),
+    Escape: () => { for (const box of chosen()) box.checked = false; stand(null); tellSelection(); if (document.activeElement) document.activeElement.blur(); },
+  };
+  document.addEventListener("keydown", (event) => {
+    if (!live || event.ctrlKey || event.altKey || event.metaKey || event.isComposing || (dialog && dialog.open)) return;
+    const typing = event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]");
+    if (typing) { if (event.key === "Escape") typing.blur(); return; }
+    if (stored("keys") === "off" && event.key !== "Escape") return;
+    const act = KEYS[event.key];
+    if (!act) return;
+    if (event.key.startsWith("Arrow") && !here) return;
+    event.preventDefault();
+    act();
+  });
+
+  // --- Beginning ---
+
+  if (!live) return;
+  const help = $("[data-keys]");
+  unhide(help);
+  help.addEventListener("click", () => dialog.showModal());
+  off.checked = stored("keys") === "off";
+  off.addEventListener("change", () => store("keys", off.checked ? "off" : "on"));
+  if (list) {
+    unhide(state);
+    unhide($("[data-times]")); unhide($("[data-density]"));
+    const density = $("[data-density]");
+    const setDensity = (name) => { document.body.classList.toggle("comfortable", name === "comfortable"); density.textContent = name === "comfortable" ? "Compact" : "Comfortable"; };
+    setDensity(stored("density") || (matchMedia("(pointer: coarse)").matches ? "comfortable" : "compact"));
+    density.addEventListener("click", () => { const next = document.body.classList.contains("comfortable") ? "compact" : "comfortable"; store("density", next); setDensity(next); });
+    $("[data-times]").addEventListener("click", turnTimes);
+    $("[data-pause]").addEventListener("click", pause);
+    $("#news button").addEventListener("click", () => waiting && insertWaiting());
+    live.addEventListener("click", (event) => { if (event.target.matches("#rows tbody input[name=ids]")) pick(event.target, event.target.checked, event.shiftKey); });
+    live.addEventListener("change", (event) => {
+      if (event.target.matches("[data-all]")) for (const box of boxes()) box.checked = event.target.checked;
+      if (event.target.matches("[data-all], [name=all]")) tellSelection();
+    });
+    addEventListener("pageshow", tellSelection);
+    tellSelection();
+    sayState();
+  } else {
+    const link = $("[data-copy-link]");
+    if (link && navigator.clipboard) { unhide(link); link.dataset.copy = location.origin + location.pathname; }
+    if (location.hash.startsWith("#act-") && document.getElementById(location.hash.slice(1))) document.getElementById(location.hash.slice(1)).focus();
+  }
+  document.addEventListener("visibilitychange", () => { if (document.hidden) clearTimeout(timer); else if (!paused) poll(); });
+  setInterval(tellTimes, 30000);
+  tellTimes();
+  plan();
+})();
