@@ -1,13 +1,16 @@
-"""What the environment says, checked once: each setting has a default that runs on a bare clone, and is refused where unsafe."""
+"""What the environment says, checked once: it runs on a bare clone, and is refused with one line where it is unsafe."""
 
 import ipaddress
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
 
 from cryptography.fernet import Fernet
 from environs import Env, EnvError
+
+from ticketing.reference import SETTINGS
 
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -22,19 +25,28 @@ class Refused(SystemExit):
         super().__init__(78)
 
 
-def read(kind: str, name: str, default: object) -> object:
-    """The variable `name`, an empty one being as good as none."""
-    if not os.environ.get(name, "").strip():
-        return default
+def text(name: str) -> str:
+    """The variable `name`, which must be a documented one, as it stands."""
+    return os.environ.get(SETTINGS[name].name, "").strip()
+
+
+def read(name: str, default: object = None) -> object:
+    """The variable `name`, an empty one being as good as none. `default`: where it is no constant."""
+    setting = SETTINGS[name]
+    if not text(name):
+        return setting.default if default is None else default
     try:
-        return getattr(env, kind)(name)
+        value = getattr(env, setting.kind)(name)
     except (EnvError, ValueError) as error:
-        raise Refused(f"{name} is not a valid {kind}.") from error
+        raise Refused(f"{name} is not a valid {setting.kind}.") from error
+    if setting.choices and value not in setting.choices:
+        raise Refused(f"{name} is one of {', '.join(setting.choices)}, not {value!r}.")
+    return value
 
 
 def words(name: str, default: list[str]) -> list[str]:
     """A list written with commas; blanks are dropped."""
-    return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()] or default
+    return [word.strip() for word in text(name).split(",") if word.strip()] or default
 
 
 def kept_secret(path: Path, name: str, local_mode: bool, make) -> str:
@@ -59,7 +71,7 @@ def kept_secret(path: Path, name: str, local_mode: bool, make) -> str:
 
 
 def secret_key(data_dir: Path, local_mode: bool) -> str:
-    key = os.environ.get("SECRET_KEY", "").strip()
+    key = text("SECRET_KEY")
     if not key:
         return kept_secret(data_dir / "secret_key", "SECRET_KEY", local_mode, lambda: secrets.token_urlsafe(48))
     if len(key) < 32 and not local_mode:
@@ -78,7 +90,7 @@ def encryption_keys(data_dir: Path, local_mode: bool) -> list[str]:
         try:
             Fernet(key)
         except ValueError as error:
-            raise Refused(f"ENCRYPTION_KEYS: key {position} is not a Fernet key (32 bytes, url-safe base64).") from error
+            raise Refused(f"ENCRYPTION_KEYS: key {position} is not a Fernet key (32 bytes, base64url).") from error
     return keys
 
 
@@ -102,10 +114,20 @@ def networks(name: str) -> list[str]:
 
 
 def listen_host(local_mode: bool) -> str:
-    host = os.environ.get("HOST", "").strip() or "127.0.0.1"
+    host = str(read("HOST"))
     if local_mode and host != "localhost" and not _is_loopback(host):
         raise Refused(f"LOCAL_MODE lets anybody on this machine act, so HOST must be a loopback address, not {host}.")
     return host
+
+
+def proxy_ssl_header() -> tuple[str, str] | None:
+    """What makes Django take a request for one that came by TLS. Nothing does, unless an operator says so."""
+    name = text("PROXY_SSL_HEADER")
+    if not name:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise Refused("PROXY_SSL_HEADER is not a header's name such as X-Forwarded-Proto.")
+    return f"HTTP_{name.upper().replace('-', '_')}", "https"
 
 
 def _is_loopback(host: str) -> bool:

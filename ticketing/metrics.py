@@ -194,3 +194,12 @@ def _model() -> Iterator[Level]:
 
 def _age(since: datetime | None, now: datetime) -> float:
     return max(0.0, (now - since).total_seconds()) if since else 0.0
+
+
+def table() -> str:
+    """What there is, as a table in Markdown."""
+    lines = ["| Metric | Type | Labels | What it says |", "| --- | --- | --- | --- |"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "–"
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.about} |")
+    return "\n".join(lines) + "\n"

@@ -1,6 +1,5 @@
 """All settings, from the environment: runs on a bare clone in local mode, refuses what is unsafe elsewhere."""
 
-import os
 from pathlib import Path
 
 import dj_database_url
@@ -9,23 +8,24 @@ from ticketing import environment as environ
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# --- What operators set -------------------------------------------------------------------------------------------------
+# --- What operators set -----------------------------------------------------------------------------------------------
 
-LOCAL_MODE = environ.read("bool", "LOCAL_MODE", False)
-DATA_DIR = Path(environ.read("str", "DATA_DIR", str(ROOT / "data"))).resolve()
+LOCAL_MODE = environ.read("LOCAL_MODE")
+DATA_DIR = Path(environ.read("DATA_DIR", str(ROOT / "data"))).resolve()
 HOST = environ.listen_host(LOCAL_MODE)
-PORT = environ.read("int", "PORT", 18081)
+PORT = environ.read("PORT")
 SECRET_KEY = environ.secret_key(DATA_DIR, LOCAL_MODE)
 ENCRYPTION_KEYS = environ.encryption_keys(DATA_DIR, LOCAL_MODE)
 ALLOWED_HOSTS = environ.allowed_hosts(LOCAL_MODE)
 EGRESS_ALLOWED_NETWORKS = environ.networks("EGRESS_ALLOWED_NETWORKS")
-PUBLIC_URL = str(environ.read("str", "PUBLIC_URL", f"http://{HOST}:{PORT}")).rstrip("/")
-DATABASE_URL = environ.read("str", "DATABASE_URL", f"sqlite:///{DATA_DIR / 'ticketing.sqlite3'}")
-BROKER_URL = environ.read("str", "BROKER_URL", f"redis+socket://{DATA_DIR / 'broker.sock'}")
-LOG_FORMAT = environ.read("str", "LOG_FORMAT", "text" if LOCAL_MODE else "json")
+PUBLIC_URL = str(environ.read("PUBLIC_URL", f"http://{HOST}:{PORT}")).rstrip("/")
+DATABASE_URL = environ.read("DATABASE_URL", f"sqlite:///{DATA_DIR / 'ticketing.sqlite3'}")
+BROKER_URL = environ.read("BROKER_URL", f"redis+socket://{DATA_DIR / 'broker.sock'}")
+LOG_FORMAT = environ.read("LOG_FORMAT", "text" if LOCAL_MODE else "json")
+LOG_LEVEL = environ.read("LOG_LEVEL")
 DEBUG = False
 
-# --- Django -------------------------------------------------------------------------------------------------------------
+# --- Django -----------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -43,7 +43,7 @@ INSTALLED_APPS = [
     "auditlog",
     "config",
     "incidents",
-    "ticketing",
+    "ticketing.apps.TicketingConfig",
 ]
 MIDDLEWARE = [
     "ticketing.requests.RequestId",
@@ -95,7 +95,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 else:
     DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
 
-# --- Who may do what ----------------------------------------------------------------------------------------------------
+# --- Who may do what --------------------------------------------------------------------------------------------------
 
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
 AUTH_PASSWORD_VALIDATORS = [
@@ -114,6 +114,13 @@ AXES_ENABLE_ACCESS_FAILURE_LOG = False
 AXES_DISABLE_ACCESS_LOG = True
 
 BEHIND_TLS = PUBLIC_URL.startswith("https://")
+SECURE_PROXY_SSL_HEADER = environ.proxy_ssl_header()
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if BEHIND_TLS else 0
+SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # whether the whole domain is for TLS alone, and preloaded as such,
+    "security.W021",  # is its owner's decision
+    "security.W008",  # TLS ends at the proxy, and the API never redirects
+]
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BEHIND_TLS
 SESSION_COOKIE_NAME = "__Host-session" if BEHIND_TLS else f"session_{PORT}"
 CSRF_COOKIE_NAME = "__Host-csrf" if BEHIND_TLS else f"csrf_{PORT}"
@@ -123,7 +130,7 @@ CSRF_FAILURE_VIEW = "ticketing.errors.csrf_failure"
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 
-# --- REST ---------------------------------------------------------------------------------------------------------------
+# --- REST -------------------------------------------------------------------------------------------------------------
 
 REQUEST_BODY_LIMIT = 10 * 1024 * 1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = REQUEST_BODY_LIMIT
@@ -142,13 +149,13 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": "ticketing.access.nobody",
 }
 
-# --- Static files -------------------------------------------------------------------------------------------------------
+# --- Static files -----------------------------------------------------------------------------------------------------
 
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # straight from the packages: there is nothing to collect
 WHITENOISE_AUTOREFRESH = False
 
-# --- Celery: a wake-up, never the memory ----------------------------------------------------------------------------------
+# --- Celery: a wake-up, never the memory ------------------------------------------------------------------------------
 
 CELERY_BROKER_URL = BROKER_URL
 CELERY_TASK_IGNORE_RESULT = True
@@ -172,10 +179,10 @@ CELERY_BEAT_SCHEDULE = {
 }
 CELERY_BEAT_MAX_LOOP_INTERVAL = 15
 
-# --- The product ----------------------------------------------------------------------------------------------------------
+# --- The product ------------------------------------------------------------------------------------------------------
 
-ANOMALIES_KEPT_DAYS = environ.read("int", "ANOMALIES_KEPT_DAYS", 90)
-EVENT_IDS_KEPT_DAYS = environ.read("int", "EVENT_IDS_KEPT_DAYS", 30)
+ANOMALIES_KEPT_DAYS = environ.read("ANOMALIES_KEPT_DAYS")
+EVENT_IDS_KEPT_DAYS = environ.read("EVENT_IDS_KEPT_DAYS")
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ticketing Agent",
@@ -196,9 +203,9 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "filters": {"request": {"()": "ticketing.logs.RequestFilter"}},
-    "formatters": {"line": {"()": "ticketing.logs.JsonFormatter" if LOG_FORMAT == "json" else "ticketing.logs.TextFormatter"}},
+    "formatters": {"line": {"()": f"ticketing.logs.{'Json' if LOG_FORMAT == 'json' else 'Text'}Formatter"}},
     "handlers": {"stream": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request"]}},
-    "root": {"handlers": ["stream"], "level": os.environ.get("LOG_LEVEL", "INFO").upper()},
+    "root": {"handlers": ["stream"], "level": LOG_LEVEL},
     "loggers": {
         "django.request": {"level": "CRITICAL"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},

@@ -1,0 +1,140 @@
+"""Every setting of the environment: its default, as the code takes it, and what operators read about it.
+
+`environment` reads no variable that is not here. docs/reference/settings.md is written from this by
+`manage.py reference settings`, and a test compares.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable. `told`: the default in words, where it is no constant; `needed`: there is none off local mode."""
+
+    name: str
+    kind: str  # str, int, bool, or list: words separated by commas
+    about: str
+    default: object = ""
+    told: str = ""
+    needed: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def default_in_words(self) -> str:
+        if self.told or self.needed:
+            return self.told
+        return f"`{self.default}`" if self.default != "" else "none"
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "LOCAL_MODE",
+            "bool",
+            "On a laptop: requests made on this machine need no credential, secrets are made and kept in `DATA_DIR`, "
+            "and the server binds a loopback address only. `make run` sets it. Never set it on a server.",
+            default=False,
+            told="`0`",
+        ),
+        Setting("HOST", "str", "The address the web server binds.", default="127.0.0.1"),
+        Setting("PORT", "int", "The port the web server binds.", default=18081),
+        Setting(
+            "PUBLIC_URL",
+            "str",
+            "Where people reach the console: tickets link there. With `https://`, cookies are for TLS alone, and "
+            "browsers are told to stay with it (HSTS, see `PROXY_SSL_HEADER`).",
+            told="`http://HOST:PORT`",
+        ),
+        Setting(
+            "ALLOWED_HOSTS",
+            "list",
+            "The host names this service is reached by; requests for others are refused. `*` is refused off "
+            "local mode.",
+            told="loopback names in local mode",
+            needed=True,
+        ),
+        Setting(
+            "PROXY_SSL_HEADER",
+            "str",
+            "The header in which a proxy in front says `https`, such as `X-Forwarded-Proto`. Believed from everybody "
+            "who can reach the port: set it only where the proxy always overwrites it.",
+        ),
+        Setting(
+            "SECRET_KEY",
+            "str",
+            "Signs sessions and forms: 32 characters or more, better 50. A new one ends all logins and nothing else.",
+            told="made and kept in `DATA_DIR` in local mode",
+            needed=True,
+        ),
+        Setting(
+            "ENCRYPTION_KEYS",
+            "list",
+            "Fernet keys that encrypt the platforms' secrets in the database. The newest first: it encrypts, all "
+            "decrypt. Without them the stored secrets are lost.",
+            told="made and kept in `DATA_DIR` in local mode",
+            needed=True,
+        ),
+        Setting(
+            "DATABASE_URL",
+            "str",
+            "`postgresql://user:password@host:5432/name`. SQLite is for one machine.",
+            told="SQLite in `DATA_DIR`",
+        ),
+        Setting(
+            "BROKER_URL",
+            "str",
+            "`redis://…` (Redis, Valkey) or `amqp://…` (RabbitMQ). Carries wake-ups and holds nothing that may not be "
+            "lost.",
+            told="one of our own, which `make run` starts in `DATA_DIR`",
+        ),
+        Setting(
+            "DATA_DIR",
+            "str",
+            "What is kept on disk: SQLite, the secrets of local mode, beat's schedule.",
+            told="`data` beside the code",
+        ),
+        Setting(
+            "EGRESS_ALLOWED_NETWORKS",
+            "list",
+            "Networks (CIDR) of your own to which platforms' and models' addresses may point, also by `http`. All "
+            "other private addresses are refused.",
+        ),
+        Setting(
+            "LOG_FORMAT",
+            "str",
+            "One JSON object per line, or text.",
+            told="`text` in local mode, else `json`",
+            choices=("json", "text"),
+        ),
+        Setting(
+            "LOG_LEVEL",
+            "str",
+            "The least level that is logged.",
+            default="INFO",
+            choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        ),
+        Setting("ANOMALIES_KEPT_DAYS", "int", "For how many days every single event is kept.", default=90),
+        Setting(
+            "EVENT_IDS_KEPT_DAYS",
+            "int",
+            "For how many days the same event sent again is recognised. Longer than its source can send again.",
+            default=30,
+        ),
+    )
+}
+
+
+KINDS = {"str": "text", "int": "number", "bool": "yes or no", "list": "list, by commas"}
+
+
+def table() -> str:
+    """All settings as a table in Markdown."""
+    lines = ["| Variable | Kind | Default | What it does |", "| --- | --- | --- | --- |"]
+    for s in SETTINGS.values():
+        kind = " or ".join(f"`{choice}`" for choice in s.choices) or KINDS[s.kind]
+        default = s.default_in_words
+        if s.needed:
+            default = f"must be set ({default})"
+        lines.append(f"| `{s.name}` | {kind} | {default} | {s.about} |")
+    return "\n".join(lines) + "\n"
