@@ -62,7 +62,7 @@ class Refused:
     unknown: bool = False
 
 
-# --- Opening --------------------------------------------------------------------------------------------------------------
+# --- Opening ----------------------------------------------------------------------------------------------------------
 
 
 def open_incidents(incidents: Sequence[Incident], config: Current, *, actor: str, request_id: str) -> None:
@@ -115,7 +115,7 @@ def _create_tickets(pairs: Sequence[tuple[Incident, str]], config: Current, *, w
     wakeup.wake("tickets", {name for _, name in pairs})
 
 
-# --- Moving ---------------------------------------------------------------------------------------------------------------
+# --- Moving -----------------------------------------------------------------------------------------------------------
 
 
 def move(
@@ -154,7 +154,8 @@ def state_in_words(incident: Incident) -> str:
     """Who brought the incident into its state, and when."""
     by = getattr(incident, f"{incident.status}_by", "")
     at = getattr(incident, f"{incident.status}_at", None)
-    return f"{incident.id} was {incident.status}" + (f" by {by}" if by else "") + (f" at {timestamp(at)}." if at else ".")
+    words = f"{incident.id} was {incident.status}" + (f" by {by}" if by else "")
+    return words + (f" at {timestamp(at)}." if at else ".")
 
 
 def _apply(
@@ -239,7 +240,7 @@ def _escalate_to(incidents: Sequence[Incident], targets: list[str], config: Curr
     _create_tickets([(i, name) for i in incidents for name in targets], config, wait_for_cause=False)
 
 
-# --- Root cause -----------------------------------------------------------------------------------------------------------
+# --- Root cause -------------------------------------------------------------------------------------------------------
 
 
 def cause_arrived(incident_id: str, claim: int, *, text: str, model: str) -> bool:
@@ -267,12 +268,13 @@ def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:
         if answered:
             tickets_want_more([incident_id])
         else:
-            Ticket.objects.filter(incident_id=incident_id, shown_version=0, attempts=0, due_at__gt=Now()).update(due_at=Now())
+            waiting = Ticket.objects.filter(incident_id=incident_id, shown_version=0, attempts=0, due_at__gt=Now())
+            waiting.update(due_at=Now())
             wakeup.wake("tickets", set(PLATFORMS))
     return True
 
 
-# --- Tickets --------------------------------------------------------------------------------------------------------------
+# --- Tickets ----------------------------------------------------------------------------------------------------------
 
 
 def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: str = "") -> Ticket | None:
@@ -285,7 +287,8 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
         if ticket is None:
             return None
         # Asked for now, so it is not too old to be created, however old the fault.
-        changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "created_at": timezone.now()}
+        changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "failing_since": None}
+        changes["created_at"] = timezone.now()
         if anew:
             changes |= {
                 "generation": F("generation") + 1,

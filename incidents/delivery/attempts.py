@@ -118,11 +118,8 @@ class _Attempt:
                 break
             answered = self.ask(request, row, notice)
             row = core.after(row, request, answered, self.now(), serves_others=self.failures < self.ticket.attempts - 1)
-            found = isinstance(request, core.Find) and row.remote
-            if found or row.generation != self.ticket.generation:
-                self.ticket.generation = row.generation
-                self.ticket.previous_links = list(row.previous_links)
-                wanted, notice = notices.wanted(self.ticket, row.shown if found else None)
+            if isinstance(request, core.Find) and row.remote:
+                wanted, notice = notices.wanted(self.ticket, row.shown)
                 row = replace(row, wanted=wanted)
         self.note(row, answered)
 
@@ -168,6 +165,8 @@ class _Attempt:
             lease_until=None,
             due_at=_unless_changed(version, _due(row)),
             parked_at=_unless_changed(version, Now(), otherwise=None) if row.parked else None,
+            # The new record is asked for now, however old the fault.
+            **({"created_at": self.now()} if row.generation != self.ticket.generation else {}),
             **({"shown_version": version, "shown_at": Now()} if in_step else {}),
         )
         self.count(row, noted=bool(noted))
@@ -257,7 +256,7 @@ def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.R
 
 def _note_failure(platform: Platform, failures: int, error: PlatformError, pause_seconds: float | None) -> None:
     """The platform's own state: left alone after a 429, and for a moment after failures in a row (its breaker)."""
-    if error.permanent and pause_seconds is None:
+    if error.recreate or (error.permanent and pause_seconds is None):
         return
     PlatformPause.objects.bulk_create([PlatformPause(platform=platform.name, until=Now())], ignore_conflicts=True)
     row = PlatformPause.objects.filter(platform=platform.name)

@@ -60,7 +60,7 @@ class Row:
     wanted: Level
     traits: Traits
     written_at: datetime
-    shown: Level | None = None
+    shown: Level | None = None  # in doubt about a first record: what it would show, where that is known
     remote: Remote | None = None
     generation: int = 1
     previous_links: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Find:
-    pass
+    at: datetime  # when it is asked: an answer that takes long tells how it was then
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def next_request(row: Row, now: datetime) -> tuple[Row, Request | None]:
         return row, None
     if row.remote is None:
         return _next_without_remote(row, now)
-    todo = steps(row.shown or Level("open"), row.wanted, in_doubt=row.in_doubt)
+    todo = steps(_known(row), row.wanted, in_doubt=row.in_doubt)
     if not todo:
         return _in_step(row), None
     return _repeatable(row, Update(todo))
@@ -168,13 +168,13 @@ def _next_without_remote(row: Row, now: datetime) -> tuple[Row, Request | None]:
     if not traits.searchable:
         return _repeatable(row, Create())
     if row.lookups == 0:
-        return row, Find()
+        return row, Find(now)
     look = _next_look(row) if row.in_doubt else None
     if look is None:
         return row, Create()
     if look > now:
         return replace(row, wait_seconds=max(0.5, (look - now).total_seconds())), None
-    return row, Find()
+    return row, Find(now)
 
 
 def _next_look(row: Row) -> datetime | None:
@@ -205,28 +205,40 @@ def after(row: Row, request: Request, answer: Answer, now: datetime, *, serves_o
     if isinstance(answer, PlatformError):
         return _after_error(row, request, answer, now, serves_others=serves_others)
     if isinstance(request, Find):
-        return _after_find(row, answer, now)
-    if isinstance(request, Create):
-        return _certain(replace(row, remote=answer, shown=row.wanted))
-    return _certain(replace(row, remote=answer or row.remote or Remote(), shown=row.wanted))
+        return _after_find(row, request, answer)
+    if isinstance(request, Update):
+        return _certain(replace(row, remote=answer or row.remote or Remote(), shown=_accepted(row, request.steps)))
+    if row.in_doubt and row.traits.keyed:
+        # What it was sent for may have been there already, and have come further than open: moves are made again.
+        return replace(row, remote=answer)
+    return _certain(replace(row, remote=answer, shown=row.wanted))
 
 
-def _after_find(row: Row, found: Remote | None, now: datetime) -> Row:
-    looked = replace(row, lookups=row.lookups + 1, last_lookup_at=now)
+def _accepted(row: Row, steps: tuple[Step, ...]) -> Level:
+    """What the ticket shows after these steps. A cause that came once all was over is kept for when it reopens."""
+    if row.remote and "cause" not in steps:
+        return replace(row.wanted, cause=_known(row).cause)
+    return row.wanted
+
+
+def _known(row: Row) -> Level:
+    """What a ticket that is there shows at least."""
+    return row.shown or Level("open")
+
+
+def _after_find(row: Row, request: Find, found: Remote | None) -> Row:
+    looked = replace(row, lookups=row.lookups + 1, last_lookup_at=request.at)
     if found is None:
         return looked
     # It was made by an attempt that never learned so, or before a backup was restored. What it shows is in doubt, an
     # open incident at the least; moves are made again, which platforms with a search take as done already.
-    return replace(looked, remote=found, in_doubt=True, doubtful_since=row.doubtful_since or now)
+    return replace(looked, remote=found, in_doubt=True, doubtful_since=row.doubtful_since or request.at)
 
 
 def _after_error(row: Row, request: Request, error: PlatformError, now: datetime, *, serves_others: bool) -> Row:
-    row = replace(row, last_error=error.message[:500], failing_since=row.failing_since or now)
     if error.recreate:
-        links = (*row.previous_links, *((row.remote.url,) if row.remote and row.remote.url else ()))
-        return _certain(
-            replace(row, remote=None, shown=None, generation=row.generation + 1, previous_links=links, written_at=now)
-        )
+        return _next_generation(row)
+    row = replace(row, last_error=error.message[:500], failing_since=row.failing_since or now)
     if error.in_doubt and not isinstance(request, Find):
         if isinstance(request, Create) and not row.in_doubt:
             row = replace(row, shown=Level("open", cause=row.wanted.cause, note=row.wanted.note))
@@ -243,6 +255,13 @@ def _after_error(row: Row, request: Request, error: PlatformError, now: datetime
     if row.remote is not None and now - row.failing_since > GIVE_UP_UPDATING:
         return replace(row, parked=True)
     return replace(row, wait_seconds=_retry_after(row, error, now))
+
+
+def _next_generation(row: Row) -> Row:
+    """A new record, in an attempt of its own: it must be known that there may be one before it is created."""
+    links = (*row.previous_links, *((row.remote.url,) if row.remote and row.remote.url else ()))
+    row = replace(row, remote=None, shown=None, generation=row.generation + 1, previous_links=links)
+    return replace(_certain(row), attempts=row.attempts - 1, wait_seconds=0.0)
 
 
 def _retry_after(row: Row, error: PlatformError, now: datetime) -> float:
@@ -265,7 +284,7 @@ def _certain(row: Row) -> Row:
 
 
 def _in_step(row: Row) -> Row:
-    return replace(_certain(row), shown=row.wanted, attempts=0, failing_since=None, last_error="")
+    return replace(_certain(row), shown=_accepted(row, ()), attempts=0, failing_since=None, last_error="")
 
 
 def _park(row: Row, why: str, now: datetime) -> Row:
