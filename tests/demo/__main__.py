@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from unittest import mock
 
@@ -57,6 +58,7 @@ def main() -> None:
         _configure(standins)
         if not Incident.objects.exists():
             _Week(standins, random.Random(SEED)).live_through()
+        _configure_model(standins)
         _tell_login()
         _go_on(random.Random())
 
@@ -64,12 +66,10 @@ def main() -> None:
 def _refuse_what_is_real() -> None:
     """Nobody's pager may ring for a demo: each enabled platform must be one of this machine."""
     local = Egress(Standins.NETWORKS)
-    for name, config in current().platforms.items():
+    for config in current().platforms.values():
         addresses = [config.settings.get(f.name) or f.default for f in config.platform.fields if f.target]
         if config.enabled and not all(_is_local(address, local) for address in addresses):
-            sys.exit(f"{config.platform.label} is enabled here and is not a stand-in. Run the demo in a DATA_DIR of its own.")
-        if config.enabled and not addresses:
-            sys.exit(f"{name} is enabled here. Run the demo in a DATA_DIR of its own.")
+            sys.exit(f"{config.platform.label} is enabled here and is real. Run the demo in a DATA_DIR of its own.")
 
 
 def _is_local(address: str, local: Egress) -> bool:
@@ -80,6 +80,9 @@ def _configure(standins: Standins) -> None:
     if not Incident.objects.exists():
         patch_routing(ROUTING, actor="system")
     patch_platforms({name: {"enabled": True} | standins.settings(name) for name in PLATFORMS}, actor="system")
+
+
+def _configure_model(standins: Standins) -> None:
     standins.llm.answer_with = _model_answer
     patch_llm(standins.settings("llm"), actor="system")
 
@@ -102,7 +105,7 @@ def _model_answer(body: dict) -> str:
 @contextmanager
 def at(moment: datetime) -> Iterator[None]:
     """The past, for what is done in it: this process alone, and only what it writes."""
-    with mock.patch.object(timezone, "now", lambda: moment):
+    with mock.patch.object(timezone, "now", return_value=moment):
         yield
 
 
@@ -118,6 +121,7 @@ class _Week:
         print(f"Living through {INCIDENTS} incidents of a week …", flush=True)
         opened = [self.open(fault, moment) for fault, moment in self.moments()]
         self.delivered()
+        _configure_model(self.standins)  # only now: nobody asks a model about a fault that is days old
         taken = [(i, self.opened_at(i) + self.minutes(2, 20)) for i in opened if self.dice.random() < 0.8]
         raised = [(i, self.opened_at(i) + self.minutes(15, 40)) for i in opened if self.dice.random() < 0.06]
         over = [(i, self.opened_at(i) + self.minutes(25, 170)) for i in opened if self.is_over(i)]
@@ -126,6 +130,7 @@ class _Week:
                 if moment < self.now:
                     self.move(name, incident_id, moment)
             self.delivered()
+        self.one_that_is_raised()
         self.one_that_fails()
         self.one_without_the_model()
         self.delivered()
@@ -138,12 +143,27 @@ class _Week:
 
     def open(self, fault: Fault, moment: datetime) -> str:
         count = max(1, int(self.dice.paretovariate(0.9)) % 90)
-        span = min(20.0, (self.now - moment).total_seconds() / 60)
+        span = min(12.0, (self.now - moment).total_seconds() / 60)  # within the window: they are one incident
         times = sorted(moment + timedelta(minutes=self.dice.random() * span) for _ in range(count))
         times[0] = moment
         events = [fault.anomaly(f"demo-{moment.timestamp()}-{n}", t.isoformat()) for n, t in enumerate(times)]
         with at(moment):
-            return intake.accept(events, actor=DETECTOR)[0].incident_id
+            incident_id = intake.accept(events, actor=DETECTOR)[0].incident_id
+            self.explain(incident_id, fault)
+        return incident_id
+
+    def explain(self, incident_id: str, fault: Fault) -> None:
+        """As the model did at the time."""
+        asked = Incident.objects.filter(pk=incident_id, cause_model="")
+        if asked.update(model_claim=1, model_lease_until=timezone.now()):
+            lines = [
+                fault.cause,
+                f"Started in: {fault.chain[0] if fault.chain else fault.service}",
+                *("Evidence:", *(f"- {line}" for line in fault.lines)),
+                *("Look first at:", *(f"- {line}" for line in fault.look_first)),
+                f"Confidence: {'high' if fault.chain else 'medium'}",
+            ]
+            lifecycle.cause_arrived(incident_id, 1, text="\n".join(lines), model=self.standins.settings("llm")["model"])
 
     def opened_at(self, incident_id: str) -> datetime:
         return Incident.objects.values_list("created_at", flat=True).get(pk=incident_id)
@@ -159,6 +179,12 @@ class _Week:
         with at(moment):
             lifecycle.move(name, [incident_id], actor=self.dice.choice(PEOPLE), note=note.get(name, ""))
 
+    def one_that_is_raised(self) -> None:
+        fault = replace(FAULTS[0], service="ledger", title="Bookings are not written to the ledger")
+        incident_id = self.open(fault, self.now - timedelta(minutes=37))
+        self.delivered()
+        self.move("escalate", incident_id, self.now - timedelta(minutes=21))
+
     def one_that_fails(self) -> None:
         """An issue that Jira refuses, as it does when a project gets a required field."""
         refusal = {"errorMessages": [], "errors": {"customfield_10042": "Cost centre is required."}}
@@ -172,7 +198,8 @@ class _Week:
         self.standins.jira.clear_faults()
 
     def one_without_the_model(self) -> None:
-        self.standins.llm.fault("status", times=None, code=401, body={"error": {"message": "Incorrect API key provided"}})
+        refusal = {"error": {"message": "Incorrect API key provided"}}
+        self.standins.llm.fault("status", times=None, code=401, body=refusal)
         moment = self.now - timedelta(minutes=4)
         event = FAULTS[1].anomaly("demo-fallback", moment.isoformat()) | {"service": "gift-cards"}
         with at(moment):

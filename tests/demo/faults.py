@@ -1,4 +1,4 @@
-"""What goes wrong in the shop of the demo: the anomalies that its detectors send, and what a model would say of them."""
+"""What goes wrong in the shop of the demo: what its detectors send, and what a model would say of it."""
 
 from dataclasses import dataclass, field
 
