@@ -496,3 +496,13 @@ def test_the_model_refuses(s, wrong, status, code):
     reply = model(s, **wrong)
     assert (reply.status, reply.json()["error"]["code"]) == (status, code)
     assert s.llm.requests == []
+
+
+def test_a_person_can_follow_the_links_of_tickets(s):
+    jira(s, "POST", "/issue", issue())
+    sys_id = servicenow(s, "POST", body=record()).json()["result"]["sys_id"]
+    page = send("GET", f"{s.jira.url}/browse/{next(iter(s.jira.issues))}")
+    assert "To Do" in page.body.decode()
+    page = send("GET", f"{s.servicenow.url}/nav_to.do?uri={quote(f'incident.do?sys_id={sys_id}')}")
+    assert "New" in page.body.decode()
+    assert send("GET", f"{s.jira.url}/browse/OPS-999").status == 404

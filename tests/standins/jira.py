@@ -78,6 +78,7 @@ class Jira(Standin):
         ("GET", f"{API}/project/{KEY}", "read_project"),
         ("GET", f"{API}/priority", "list_priorities"),
         ("GET", f"{API}/serverInfo", "server_info"),
+        ("GET", f"/browse/{KEY}", "browse"),
     )
     email = "agent@standin.example"
     token = "standin-jira-token-0123456789abcdef"
@@ -133,6 +134,13 @@ class Jira(Standin):
             "RateLimit-Reason": "jira-burst-based",
         }
         return Answer(429, {"errorMessages": ["Rate limit exceeded."], "errors": {}}, headers)
+
+    def browse(self, request: Request, key: str) -> Answer:
+        """What a person sees who follows a link."""
+        if not (issue := self.issues.get(key)):
+            return Answer(404, NOT_FOUND)
+        said = [comment["text"] for comment in issue.comments]
+        return Answer(200, "\n\n".join([f"Stand-in for Jira: {key} · {issue.status}", issue.summary, issue.text, *said]))
 
     # -- who asks: wrong credentials are served as nobody, who sees nothing
 

@@ -19,6 +19,7 @@ FIELDS = (
 )  # fmt: skip
 REFERENCES = {"assignment_group": "sys_user_group", "assigned_to": "sys_user", "caller_id": "sys_user",
               "cmdb_ci": "cmdb_ci", "opened_by": "sys_user"}  # fmt: skip
+PAGE = "/nav_to.do"
 JOURNALS = ("work_notes", "comments")
 READ_ONLY = {"sys_id", "number", "priority", "opened_by", "sys_created_on", "sys_updated_on", "sys_mod_count"}
 PRIORITY = {"11": "1", "12": "2", "13": "3", "21": "2", "22": "3", "23": "4", "31": "3", "32": "4", "33": "5"}
@@ -45,6 +46,7 @@ class ServiceNow(Standin):
         ("PUT", TABLE + "/(?P<sys_id>[^/]+)", "change"),
         ("GET", "/api/now/table/(?P<table>[^/]+)", "other_table"),
         ("POST", "/api/now/table/(?P<table>[^/]+)", "other_table"),
+        ("GET", PAGE, "browse"),
     )
     username = "standin.agent"
     password = "standin-servicenow-password"
@@ -90,7 +92,18 @@ class ServiceNow(Standin):
         error = {"message": "Rate limit exceeded", "detail": detail}
         return Answer(429, {"error": error, "status": "failure"}, headers)
 
+    def browse(self, request: Request) -> Answer:
+        """What a person sees who follows a link."""
+        sys_id = request.query.get("uri", [""])[0].partition("sys_id=")[2]
+        if not (record := self.records.get(sys_id)):
+            return Answer(404, "Record not found")
+        head = f"Stand-in for ServiceNow: {record['number']} · {STATES[record['state']]}"
+        said = [note["text"] for note in self.journal.get(sys_id, [])]
+        return Answer(200, "\n\n".join([head, record["short_description"], record["description"], *said]))
+
     def admit(self, request: Request) -> None:
+        if request.path == PAGE:
+            return
         if request.basic() != (self.username, self.password):
             answer = self.refusal(401, "User Not Authenticated", "Required to provide Auth information")
             raise Refused(Answer(401, answer.body, {"WWW-Authenticate": 'BASIC realm="Service-now"'}))
