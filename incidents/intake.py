@@ -4,13 +4,13 @@ Works on batches: one event is a batch of one. A batch ends as if its events had
 one transaction, with a number of queries that does not grow with its size.
 """
 
-from collections import Counter, defaultdict
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from django.db import OperationalError, connection, transaction
-from django.db.models import F
 from django.utils import timezone
 
 from config.current import Current, current
@@ -92,7 +92,7 @@ class _Batch:
     actor: str
     request_id: str
     now: datetime
-    faults: dict[tuple[str, str], list[Incident]] = field(default_factory=lambda: defaultdict(list))
+    faults: dict[tuple[str, str], "_Siblings"] = field(default_factory=dict)
     opened: list[Incident] = field(default_factory=list)
     joined: dict[int, Incident] = field(default_factory=dict)
     reopened: dict[int, Incident] = field(default_factory=dict)
@@ -102,6 +102,8 @@ class _Batch:
         fresh = _claim_event_ids(events, self.now)
         deciding = [e for e in fresh if e is not None and e.score >= self.config.minimum_score]
         self.lock_faults(deciding)
+        # Only now, with the locks: what others did to these incidents while we waited lies before it.
+        self.now = timezone.now()
         decided = [self.decide(e) if e is not None else None for e in fresh]
         self.number(self.opened)
         self.write(fresh, decided)
@@ -125,33 +127,33 @@ class _Batch:
             )
             _locked(sorted(missing))
         window = self.config.lookback
+        self.faults = {key: _Siblings(window) for key in keys}
         candidates = Incident.objects.select_for_update().filter(
             service__in={service for service, _ in keys},
             severity__in={severity for _, severity in keys},
             last_anomaly_at__gte=min(e.at for e in events) - window,
             first_anomaly_at__lte=max(e.at for e in events) + window,
         )
-        for incident in candidates.defer("evidence", "root_cause", "description").order_by("pk"):
-            self.faults[incident.service, incident.severity].append(incident)
-        for incidents in self.faults.values():
-            incidents.sort(key=lambda i: (i.created_at, i.number))
+        locked = candidates.defer("evidence", "root_cause", "description").order_by("pk")
+        for incident in sorted(locked, key=lambda i: (i.created_at, i.number)):
+            if siblings := self.faults.get((incident.service, incident.severity)):
+                siblings.add(incident)
 
     def decide(self, event: Event) -> tuple[str, Incident | None]:
         if event.score < self.config.minimum_score:
             return "belowThreshold", None
         siblings = self.faults[event.service, event.severity]
-        incident = _match(siblings, event.at, self.config.lookback)
+        incident = siblings.match(event.at)
         if incident is None:
             incident = self.draft(event)
-            siblings.append(incident)
+            siblings.add(incident)
             return "created", incident
+        siblings.widen(incident, event.at)
         return self.join(incident, event), incident
 
     def join(self, incident: Incident, event: Event) -> str:
         incident.anomaly_count += 1
         incident.anomaly_score = max(incident.anomaly_score, event.score)
-        incident.first_anomaly_at = min(incident.first_anomaly_at, event.at)
-        incident.last_anomaly_at = max(incident.last_anomaly_at, event.at)
         incident.affected_services = _union(incident.affected_services, event.affected_services)
         incident.updated_at = max(incident.updated_at, self.now)
         if incident.pk:  # those of this batch have no id yet and are written whole
@@ -227,21 +229,52 @@ class _Batch:
         )
 
 
-def _match(incidents: Iterable[Incident], at: datetime, window: timedelta) -> Incident | None:
-    """The incident that an anomaly of this time belongs to: an unresolved one before a resolved one, then the newest."""
-    best = None
-    for incident in incidents:  # oldest first
-        if incident.first_anomaly_at - window <= at <= incident.last_anomaly_at + window:
-            if best is None or incident.status != Status.RESOLVED or best.status == Status.RESOLVED:
-                best = incident
-    return best
+class _Siblings:
+    """The incidents of one service and severity, found by time: sorted by their first anomaly.
+
+    None reaches further than the longest, so an anomaly looks at those alone that begin shortly before it.
+    """
+
+    def __init__(self, window: timedelta) -> None:
+        self.window = window
+        self.longest = timedelta()
+        self.by_first: list[tuple[datetime, int, Incident]] = []  # with their age: 0 is the oldest
+        self.ages: dict[int, int] = {}
+
+    def add(self, incident: Incident) -> None:
+        """Takes them in the order in which they were opened."""
+        self.ages[id(incident)] = len(self.ages)
+        self._place(incident)
+
+    def _place(self, incident: Incident) -> None:
+        insort(self.by_first, (incident.first_anomaly_at, self.ages[id(incident)], incident))
+        self.longest = max(self.longest, incident.last_anomaly_at - incident.first_anomaly_at)
+
+    def match(self, at: datetime) -> Incident | None:
+        """The one that an anomaly of this time belongs to: an unresolved before a resolved one, then the newest."""
+        earliest = at - self.window
+        start = bisect_left(self.by_first, (earliest - self.longest,))
+        end = bisect_left(self.by_first, (at + self.window, len(self.ages)))
+        fits = [entry for entry in self.by_first[start:end] if entry[2].last_anomaly_at >= earliest]
+        if not fits:
+            return None
+        return max(fits, key=lambda entry: (entry[2].status != Status.RESOLVED, entry[1]))[2]
+
+    def widen(self, incident: Incident, at: datetime) -> None:
+        """An anomaly of this time has become part of the incident."""
+        if incident.first_anomaly_at <= at <= incident.last_anomaly_at:
+            return
+        del self.by_first[bisect_left(self.by_first, (incident.first_anomaly_at, self.ages[id(incident)]))]
+        incident.first_anomaly_at = min(incident.first_anomaly_at, at)
+        incident.last_anomaly_at = max(incident.last_anomaly_at, at)
+        self._place(incident)
 
 
 def _union(known: list[str], more: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*known, *more]))[:MOST_AFFECTED_SERVICES]
 
 
-# --- Queries --------------------------------------------------------------------------------------------------------------
+# --- Queries ----------------------------------------------------------------------------------------------------------
 
 
 def _claim_event_ids(events: list[Event], now: datetime) -> list[Event | None]:
@@ -296,11 +329,14 @@ def _locked(keys: list[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def _next_numbers(day: date, count: int) -> range:
     """The day's next numbers. The counter's row is locked until the end of the transaction, so it comes last."""
-    counter = DayCounter.objects.filter(day=day)
-    if not counter.update(last=F("last") + count):
-        DayCounter.objects.bulk_create([DayCounter(day=day)], ignore_conflicts=True)
-        counter.update(last=F("last") + count)
-    last = counter.get().last
+    table = connection.ops.quote_name(DayCounter._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} (day, last) VALUES (%s, %s) "
+            f"ON CONFLICT (day) DO UPDATE SET last = {table}.last + excluded.last RETURNING last",
+            [DayCounter._meta.get_field("day").get_db_prep_save(day, connection), count],
+        )
+        [last] = cursor.fetchone()
     return range(last - count + 1, last + 1)
 
 
