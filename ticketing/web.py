@@ -5,6 +5,7 @@ connection closed; refusals are told in our JSON and reach a client that is stil
 sensible pace; an ending server finishes what it has begun.
 """
 
+import errno
 import json
 import logging
 import re
@@ -42,6 +43,8 @@ TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IG
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError where the address cannot be had."""
+    if not 0 <= port <= 65535:  # getaddrinfo would take the remainder
+        raise OSError(errno.EINVAL, "a port is a number up to 65535")
     family, kind, protocol, _, address = socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -99,9 +99,10 @@ def _listen(host: str, port: int) -> socket.socket:
     """The supervisor holds the socket, so that connections wait while the web server is started again."""
     try:
         return web.listen(host, port)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CommandError(f"cannot listen on {host}:{port}: {reason}. Choose another port: PORT=… make run") from error
+    except OSError as error:
+        raise CommandError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another port: PORT=… make run"
+        ) from error
 
 
 def _migrate() -> None:
