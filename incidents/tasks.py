@@ -1,7 +1,7 @@
 """What Celery calls: wake-ups and the clock's jobs. Each may be lost or run twice without harm."""
 
 from celery import bootsteps, shared_task
-from celery.signals import worker_shutting_down
+from celery.signals import beat_init, worker_shutting_down
 
 from incidents import counters, retention
 from incidents.causes import health
@@ -58,3 +58,9 @@ def note_beat() -> None:
 @shared_task(name="tickets.prune")
 def prune() -> None:
     retention.prune()
+
+
+@beat_init.connect
+def show_beat_at_once(**_) -> None:
+    """Its schedule begins with a wait, for which /ready would call it silent."""
+    note_beat.apply_async(expires=30, retry=False)
