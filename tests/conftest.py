@@ -1,6 +1,9 @@
 """What the tests share: a client of the API, stand-in platforms that it is configured with, and a worker's hand."""
 
+from datetime import timedelta
+
 import pytest
+from django.db.models import F
 from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
@@ -13,6 +16,7 @@ from platforms.catalog import PLATFORMS
 from tests.standins import Standins
 
 MOST_ATTEMPTS = 200
+MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +107,11 @@ def work(db):
     def run(*, later: bool = False) -> None:
         for _ in range(MOST_ATTEMPTS):
             if later:
-                Ticket.objects.filter(due_at__isnull=False).update(due_at=Now())
+                Ticket.objects.filter(due_at__isnull=False).update(
+                    due_at=Now(),
+                    doubtful_since=F("doubtful_since") - MINUTE,
+                    last_lookup_at=F("last_lookup_at") - MINUTE,
+                )
                 Incident.objects.filter(model_due_at__isnull=False).update(model_due_at=Now())
                 PlatformPause.objects.update(until=Now())
             attempts = [attempt_next(name) for name in PLATFORMS]

@@ -1,0 +1,422 @@
+"""Claims, leases and the fence, with real threads, processes and sockets; and what a sick platform may delay."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.db.models import F
+from django.utils import timezone
+
+from incidents import lifecycle
+from incidents.delivery import attempts, lanes
+from incidents.delivery.attempts import attempt_next
+from incidents.models import Incident, PlatformPause, Ticket
+from platforms.catalog import PLATFORMS
+from platforms.contract import PlatformError
+from tests.standins import Standins
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL_SEVERITIES = ("critical", "high", "medium", "low")
+SHORT = attempts.Times(deadline=0.4, lease=0.8)
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def in_thread(function, *args):
+    """Runs in a thread of its own with a database connection of its own."""
+
+    def run():
+        try:
+            return function(*args)
+        finally:
+            connection.close()
+
+    return ThreadPoolExecutor(1).submit(run)
+
+
+def tickets_of(api, incident_id: str) -> dict[str, dict]:
+    return {ticket["platform"]: ticket for ticket in api.get(f"/api/incidents/{incident_id}").json()["tickets"]}
+
+
+def due() -> None:
+    Ticket.objects.behind().update(due_at=timezone.now() - timedelta(seconds=1))
+
+
+def move(api, incident_id: str, name: str) -> None:
+    assert api.post(f"/api/incidents/{incident_id}/{name}").status_code == 200
+
+
+@pytest.fixture
+def only(connect, api):
+    """One platform enabled, and everything routed to it."""
+
+    def enable(name: str) -> Standins:
+        standins = connect(name)
+        routing = {severity: [name] for severity in ALL_SEVERITIES}
+        assert api.patch("/api/v1/config/routing", routing, format="json").status_code == 200
+        return standins
+
+    return enable
+
+
+@pytest.fixture
+def short_leases(monkeypatch):
+    monkeypatch.setattr(attempts, "PAGING", SHORT)
+
+
+@pytest.fixture
+def start_worker():
+    """Another process with a database of the tests: runs a few lines of Python. What it logs can be read."""
+    started = []
+
+    def start(code: str) -> subprocess.Popen:
+        database = django_settings.DATABASES["default"]
+        if connection.vendor == "sqlite":
+            url = f"sqlite:///{connection.settings_dict['NAME']}"
+        else:
+            url = f"postgresql://{database['USER']}@{database['HOST']}:{database['PORT']}/{connection.settings_dict['NAME']}"
+        environment = os.environ | {"DATABASE_URL": url, "EGRESS_ALLOWED_NETWORKS": ",".join(Standins.NETWORKS)}
+        code = "import django; django.setup()\nfrom incidents.delivery import attempts\n" + code
+        worker = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()
+        worker.stderr.close()
+
+
+def is_stopped(worker: subprocess.Popen) -> bool:
+    assert worker.poll() is None, worker.stderr.read()
+    return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.django_db(transaction=True)
+class TestTheClaim:
+    def test_one_of_two_threads_has_it(self, only, send):
+        standins = only("pagerduty")
+        send()
+        standins.pagerduty.fault("late", seconds=0.3)
+        claimed = threading.Event()
+        first = in_thread(attempt_next, "pagerduty", claimed.set)
+        assert claimed.wait(5)
+        assert attempt_next("pagerduty") is False
+        assert first.result(10) is True
+        assert len(standins.pagerduty.seen) == 1
+
+    def test_many_threads_and_processes_send_each_ticket_once(self, only, send, start_worker):
+        standins = only("pagerduty")
+        send(*({"service": f"service-{n}"} for n in range(24)))
+        code = "while attempts.attempt_next('pagerduty'): pass"
+        workers = [start_worker(code) for _ in range(2)]
+
+        def drain():
+            while Ticket.objects.behind().exists():
+                attempt_next("pagerduty")
+
+        threads = [in_thread(drain) for _ in range(3)]
+        for thread in threads:
+            thread.result(20)
+        for worker in workers:
+            assert worker.wait(20) == 0, worker.stderr.read()
+        assert standins.pagerduty.pages == len(standins.pagerduty.seen) == 24
+        assert set(Ticket.objects.values_list("claim", flat=True)) == {1}
+
+    def test_what_a_lost_claim_learned_is_not_noted(self, only, send):
+        standins = only("slack")
+        send()
+        standins.slack.fault("status", code=404, body="no_service", work=False)
+        claimed, go_on = threading.Event(), threading.Event()
+        first = in_thread(attempt_next, "slack", lambda: (claimed.set(), go_on.wait(5)))
+        assert claimed.wait(5)
+        Ticket.objects.update(claim=F("claim") + 1, lease_until=timezone.now() + timedelta(seconds=30))
+        go_on.set()
+        assert first.result(10)
+        ticket = Ticket.objects.get()
+        assert (ticket.parked_at, ticket.last_error) == (None, "")
+        assert ticket.lease_until is not None
+
+    def test_a_change_meanwhile_stays_due(self, only, send, api, work):
+        standins = only("pagerduty")
+        [incident_id] = send()["incidents"]
+        claimed, go_on = threading.Event(), threading.Event()
+        first = in_thread(attempt_next, "pagerduty", lambda: (claimed.set(), go_on.wait(5)))
+        assert claimed.wait(5)
+        time.sleep(0.02)
+        standins.pagerduty.fault("late", seconds=0.3)
+        go_on.set()
+        until(lambda: standins.pagerduty.pages == 1)
+        move(api, incident_id, "acknowledge")
+        assert first.result(10)
+        ticket = Ticket.objects.get()
+        assert (ticket.shown_version, ticket.wanted_version) == (1, 2)
+        assert ticket.due_at is not None
+        work()
+        [alerts] = standins.pagerduty.alerts.values()
+        assert alerts[-1].state == "acknowledged"
+
+
+@pytest.mark.django_db(transaction=True)
+class TestTheFence:
+    def test_who_slept_through_the_deadline_sends_nothing(self, only, send, short_leases):
+        standins = only("pagerduty")
+        send()
+        assert attempt_next("pagerduty", lambda: time.sleep(SHORT.deadline + 0.05))
+        assert not standins.pagerduty.seen
+        ticket = Ticket.objects.get()
+        assert ticket.in_doubt is False, "nothing left, so nothing is in doubt"
+        assert ticket.last_error
+
+    def test_a_worker_that_was_stopped_wakes_to_a_resolved_incident(self, only, send, api, start_worker, short_leases):
+        standins = only("pagerduty")
+        [incident_id] = send()["incidents"]
+        worker = start_worker(
+            "import os, signal\n"
+            f"attempts.PAGING = attempts.Times({SHORT.deadline}, {SHORT.lease})\n"
+            "attempts.attempt_next('pagerduty', lambda: os.kill(os.getpid(), signal.SIGSTOP))"
+        )
+        until(lambda: is_stopped(worker))
+        assert attempt_next("pagerduty") is False, "it is still held"
+        until(lambda: attempt_next("pagerduty"))
+        move(api, incident_id, "resolve")
+        assert attempt_next("pagerduty")
+        seen = len(standins.pagerduty.seen)
+
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.wait(10) == 0
+        assert "lease was lost" in worker.stderr.read()
+        assert len(standins.pagerduty.seen) == seen
+        assert standins.pagerduty.pages == 1
+        [alerts] = standins.pagerduty.alerts.values()
+        assert alerts[-1].state == "resolved"
+        assert tickets_of(api, incident_id)["pagerduty"]["state"] == "in sync"
+
+    def test_a_worker_that_was_killed_after_its_claims_is_taken_over(
+        self, everywhere, send, api, work, start_worker, short_leases, monkeypatch
+    ):
+        monkeypatch.setattr(attempts, "OTHER", SHORT)
+        [incident_id] = send()["incidents"]
+        worker = start_worker(
+            "import os, signal, threading\n"
+            "from platforms.catalog import PLATFORMS\n"
+            f"attempts.PAGING = attempts.OTHER = attempts.Times({SHORT.deadline}, {SHORT.lease})\n"
+            "everybody = threading.Barrier(len(PLATFORMS))\n"
+            "def claimed():\n"
+            "    everybody.wait()\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "for name in PLATFORMS:\n"
+            "    threading.Thread(target=attempts.attempt_next, args=(name, claimed)).start()"
+        )
+        assert worker.wait(20) == -signal.SIGKILL
+        for name in PLATFORMS:
+            until(lambda name=name: attempt_next(name))
+        work(later=True)
+        assert not Ticket.objects.behind().exists()
+        assert everywhere.pagerduty.pages == everywhere.opsgenie.pages == 1
+        assert len(everywhere.jira.issues) == len(everywhere.servicenow.records) == len(everywhere.slack.messages) == 1
+        marked = {name for name, ticket in tickets_of(api, incident_id).items() if ticket["mayBeDoubled"]}
+        assert marked == {"slack"}
+
+
+@pytest.mark.django_db
+class TestTheBreaker:
+    def failures(self) -> PlatformPause:
+        return PlatformPause.objects.get()
+
+    def fail(self, times: int, work) -> None:
+        for _ in range(times):
+            due()
+            PlatformPause.objects.update(until=timezone.now() - timedelta(seconds=1))
+            work()
+
+    def test_opens_after_failures_in_a_row_and_closes_with_success(self, only, send, work):
+        standins = only("pagerduty")
+        send({"service": "one"}, {"service": "two"})
+        fault = standins.pagerduty.fault("status", times=None, code=500)
+        self.fail(3, work)
+        assert self.failures().until > timezone.now()
+        due()
+        used = fault.used
+        assert attempt_next("pagerduty") is False
+        assert fault.used == used, "an open breaker lets nothing through"
+        standins.pagerduty.clear_faults()
+        work(later=True)
+        assert self.failures().failures == 0
+        assert standins.pagerduty.pages == 2
+
+    def test_stays_closed_for_one_poison_ticket(self, only, send, work):
+        standins = only("pagerduty")
+        [poisoned] = send({"service": "poison"})["incidents"]
+        standins.pagerduty.fault("status", times=8, code=500)
+        self.fail(8, work)
+        assert self.failures().until <= timezone.now()
+        send({"service": "healthy"})
+        work()
+        assert standins.pagerduty.pages == 1, "the other one left at once"
+
+    def test_the_longer_rest_counts(self, only, send, work):
+        standins = only("slack")
+        send({"service": "one"}, {"service": "two"})
+        standins.slack.fault("status", code=429, headers={"Retry-After": "120"})
+        work()
+        PlatformPause.objects.update(reason="first")
+        pause = self.failures().until
+        attempts._note_failure(PLATFORMS["slack"], 0, PlatformError("429", pause=True, retry_after=1), 1.0)
+        assert self.failures().until == pause
+
+
+@pytest.mark.django_db(transaction=True)
+class TestASickPlatform:
+    """Lanes as in a worker; one platform is ill."""
+
+    @pytest.fixture
+    def sweep(self, everywhere):
+        sweep = lanes.Sweep({"tickets"})
+        yield sweep
+        for standin in everywhere:
+            standin.clear_faults()
+            standin.down()  # cuts what hangs, so that no thread outlives the test's database
+        sweep.stop()
+        for standin in everywhere:
+            standin.up()
+
+    @pytest.mark.parametrize(
+        ("sick", "kind", "options"),
+        [
+            ("jira", "hang", {}),
+            ("pagerduty", "hang", {}),
+            ("servicenow", "drip", {"seconds": 1}),
+            ("slack", "status", {"code": 429, "headers": {"Retry-After": "60"}}),
+        ],
+    )
+    def test_delays_its_own_tickets_only(self, everywhere, sweep, send, sick, kind, options):
+        everywhere[sick].fault(kind, times=None, **options)
+        send(*({"service": f"ill-{n}"} for n in range(10)))  # enough to fill its lane
+        until(lambda: everywhere[sick].seen or everywhere[sick].listener.connected)
+        posted = time.monotonic()
+        send({"service": "another"})
+        others = Ticket.objects.exclude(platform=sick)
+        until(lambda: not others.behind().exists(), 4)
+        assert time.monotonic() - posted < 3
+        assert Ticket.objects.behind().filter(platform=sick).count() == 11
+        paging = everywhere.opsgenie if sick == "pagerduty" else everywhere.pagerduty
+        assert paging.pages == 11
+
+    def test_critical_goes_first(self, only, send):
+        standins = only("pagerduty")
+        for severity in ("low", "medium", "high", "critical"):
+            send({"service": "a", "severity": severity}, {"service": "b", "severity": severity})
+        while attempt_next("pagerduty"):
+            pass
+        told = [alerts[0].severity for alerts in standins.pagerduty.alerts.values()]
+        assert told == ["critical", "critical", "error", "error", "warning", "warning", "info", "info"]
+
+
+@pytest.mark.django_db
+class TestCredentials:
+    OTHER_KEY = "another0pagerduty0routing0key032"
+
+    def test_of_the_same_account_change_under_an_open_ticket(self, only, send, api, work):
+        standins = only("jira")
+        [incident_id] = send()["incidents"]
+        work()
+        body = {"jira": {"apiToken": "expired"}}
+        assert api.patch("/api/v1/config/platforms", body, format="json").status_code == 200
+        move(api, incident_id, "acknowledge")
+        work()
+        assert tickets_of(api, incident_id)["jira"]["state"] == "failed"
+        body = {"jira": {"apiToken": standins.jira.settings()["apiToken"]}}
+        assert api.patch("/api/v1/config/platforms", body, format="json").status_code == 200
+        move(api, incident_id, "resolve")
+        work()
+        assert tickets_of(api, incident_id)["jira"]["state"] == "in sync"
+
+    def test_of_another_account_are_for_new_tickets_only(self, only, send, api, work):
+        standins = only("pagerduty")
+        standins.pagerduty.keys = (*standins.pagerduty.keys[:1], self.OTHER_KEY)
+        [old] = send({"service": "old"})["incidents"]
+        work()
+        body = {"pagerduty": {"routingKey": self.OTHER_KEY}}
+        assert api.patch("/api/v1/config/platforms", body, format="json").status_code == 200
+        [new] = send({"service": "new"})["incidents"]
+        move(api, old, "resolve")
+        work()
+        alerts = {key.rpartition("-")[0]: alerts[0] for key, alerts in standins.pagerduty.alerts.items()}
+        assert alerts[old].state == "resolved"
+        assert (alerts[old].routing_key, alerts[new].routing_key) == standins.pagerduty.keys
+
+
+@pytest.mark.django_db
+class TestRecordsThatAreNoMore:
+    def test_a_closed_record_is_followed_by_another_that_links_back(self, only, send, api, work):
+        standins = only("servicenow")
+        [incident_id] = send()["incidents"]
+        work()
+        move(api, incident_id, "resolve")
+        work()
+        [first] = standins.servicenow.records
+        url = tickets_of(api, incident_id)["servicenow"]["url"]
+        standins.servicenow.close(first)
+        move(api, incident_id, "reopen")
+        work()
+        [_, second] = standins.servicenow.records.values()
+        assert second["correlation_id"].endswith("-2")
+        assert url in second["description"]
+        ticket = Ticket.objects.get()
+        assert (ticket.generation, ticket.previous_links, ticket.shown_version) == (2, [url], ticket.wanted_version)
+        assert not PlatformPause.objects.filter(failures__gt=0).exists()
+
+    def test_an_old_incident_too_gets_its_new_record(self, only, send, api, work):
+        standins = only("servicenow")
+        [incident_id] = send()["incidents"]
+        work()
+        long_ago = timezone.now() - timedelta(days=3)
+        Incident.objects.update(created_at=long_ago)
+        Ticket.objects.update(created_at=long_ago)
+        [first] = standins.servicenow.records
+        standins.servicenow.close(first)
+        move(api, incident_id, "acknowledge")
+        work()
+        assert len(standins.servicenow.records) == 2
+        assert tickets_of(api, incident_id)["servicenow"]["state"] == "in sync"
+
+    def test_an_issue_that_is_gone_parks_until_it_is_created_anew(self, only, send, api, work):
+        standins = only("jira")
+        [incident_id] = send()["incidents"]
+        work()
+        [key] = standins.jira.issues
+        url = tickets_of(api, incident_id)["jira"]["url"]
+        standins.jira.issues.clear()
+        move(api, incident_id, "acknowledge")
+        work()
+        ticket = tickets_of(api, incident_id)["jira"]
+        assert ticket["state"] == "failed"
+        assert key in ticket["lastError"]
+        assert "create the ticket anew" in ticket["lastError"]
+
+        lifecycle.retry_ticket(ticket["id"], actor="user:anna", anew=True)
+        work()
+        [issue] = standins.jira.issues.values()
+        assert issue.category == "indeterminate"
+        assert [label for label in issue.labels if label.startswith(incident_id)][0].endswith("-2")
+        assert tickets_of(api, incident_id)["jira"]["state"] == "in sync"
+        assert Ticket.objects.get().previous_links == [url]
