@@ -21,7 +21,7 @@ ERROR = inline_serializer(
     },
 )
 PLATFORM_NAMES = serializers.ListField(child=serializers.ChoiceField(list(PLATFORMS)))
-ROUTING = inline_serializer("Routing", {severity: PLATFORM_NAMES for severity in SEVERITIES})
+ROUTING = inline_serializer("Routing", dict.fromkeys(SEVERITIES, PLATFORM_NAMES))
 ROUTING_CHANGE = inline_serializer(
     "RoutingChange",
     {

@@ -31,6 +31,8 @@ class SecretsField(models.TextField):
         return Secrets(json.loads(decrypt(value))) if value else Secrets()
 
     def to_python(self, value: object) -> Secrets:
+        if isinstance(value, str):  # loaddata brings the ciphertext back
+            return self.from_db_value(value)
         return value if isinstance(value, Secrets) else Secrets(value or {})
 
     def value_to_string(self, obj: models.Model) -> str:
@@ -45,7 +47,18 @@ def decrypt(token: str) -> str:
     try:
         return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode()).decode()
     except InvalidToken as error:
-        raise CannotDecrypt("Stored secrets cannot be read: ENCRYPTION_KEYS lacks the key they were written with.") from error
+        raise CannotDecrypt(
+            "Stored secrets cannot be read: ENCRYPTION_KEYS lacks the key they were written with."
+        ) from error
+
+
+def is_newest(token: str) -> bool:
+    """Whether this was encrypted with the newest key."""
+    try:
+        _fernet(tuple(settings.ENCRYPTION_KEYS[:1])).decrypt(token.encode())
+    except InvalidToken:
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)

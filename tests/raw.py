@@ -5,7 +5,11 @@ Django's test client begins behind the point where a request is read; this begin
 
 import io
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
 
 from ticketing.wsgi import application
 
@@ -47,12 +51,25 @@ def send(method: str, target: str, body: bytes = b"", *, peer: str = "127.0.0.1"
         name = name.upper()
         environ[name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"] = value
     answered: list = []
-    reply = application(environ, lambda status, headers, exc_info=None: answered.extend((status, headers)))
-    try:
-        content = b"".join(reply)
-    finally:
-        reply.close()
+    with _connection_kept():
+        reply = application(environ, lambda status, headers, exc_info=None: answered.extend((status, headers)))
+        try:
+            content = b"".join(reply)
+        finally:
+            reply.close()
     return Reply(int(answered[0].split()[0]), {name.lower(): value for name, value in answered[1]}, content)
+
+
+@contextmanager
+def _connection_kept():
+    """The test's transaction is on the connection that a request would end."""
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    try:
+        yield
+    finally:
+        for signal in (request_started, request_finished):
+            signal.connect(close_old_connections)
 
 
 def _unquoted(path: str) -> str:

@@ -147,7 +147,11 @@ class TestIncidentsToTheLetter:
                         "details": "Status changed from open to acknowledged",
                     },
                     {"action": "escalated", "timestamp": "2024-03-01T15:45:00Z", "details": "Escalated to pagerduty"},
-                    {"action": "resolved", "timestamp": "2024-03-01T16:00:00Z", "details": "Status changed to resolved"},
+                    {
+                        "action": "resolved",
+                        "timestamp": "2024-03-01T16:00:00Z",
+                        "details": "Status changed to resolved",
+                    },
                 ],
             }
 
@@ -329,7 +333,7 @@ class TestDeduplicationToTheLetter:
         assert send()["deduplicated"] == 1
 
 
-# --- What the design decided ------------------------------------------------------------------------------------------------
+# --- What the design decided ------------------------------------------------------------------------------------------
 
 
 class TestMoves:
@@ -829,7 +833,9 @@ class TestConfigurationRules:
         assert list(answer["errors"]) == ["opsgenie.apiKey"]
         assert list(patch("llm", {"apiKey": "****"}, expect=400)["errors"]) == ["apiKey"]
 
-    @pytest.mark.parametrize("value", ["***", "*****", "****x", "", " ", None, " **** ", "\u0000", "a\nb", 1, ["x"], {}])
+    @pytest.mark.parametrize(
+        "value", ["***", "*****", "****x", "", " ", None, " **** ", "\u0000", "a\nb", 1, ["x"], {}]
+    )
     def test_anything_like_a_mask_or_like_nothing_is_refused(self, api, three, patch, value):
         answer = patch("platforms", {"pagerduty": {"routingKey": value}}, expect=400)
         assert list(answer["errors"]) == ["pagerduty.routingKey"]

@@ -2,7 +2,6 @@
 
 import ipaddress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import split_domain_port
@@ -21,6 +20,8 @@ ALLOWS = {
     "admin": {"producer", "viewer", "responder", "admin"},
 }
 READING = ("GET", "HEAD")
+# What a request carries that came from somewhere else, beside X-Forwarded-*.
+OF_PROXIES = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"}
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def is_local(request) -> bool:
     """Whether the request was made on this machine, by no proxy and by no foreign page."""
     if not settings.LOCAL_MODE or not _is_loopback(request.META.get("REMOTE_ADDR", "")):
         return False
-    if any(name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED") for name in request.META):
+    if any(name in OF_PROXIES or name.startswith("HTTP_X_FORWARDED") for name in request.META):
         return False
     host = request.META.get("HTTP_HOST", "")
     origin = request.META.get("HTTP_ORIGIN")
-    return _is_local_host(host) and (origin is None or urlsplit(origin).netloc == host)
+    return _is_local_host(host) and origin in (None, f"http://{host}", f"https://{host}")
 
 
 def _is_local_host(host: str) -> bool:

@@ -7,6 +7,8 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 from rest_framework.renderers import TemplateHTMLRenderer
 
+from incidents import jsontext
+
 # Paths that repeat others under another prefix: one description serves both. And the documents themselves.
 LEFT_OUT = re.compile(r"/api/ticketing/.*|/api/v1/incidents(/\{id\}.*)?|/api/incidents/batch|/api/(schema|docs)")
 # Swagger's page brings one block of inline styles of its own.
@@ -58,9 +60,21 @@ class Schema(SpectacularJSONAPIView):
     role = "viewer"
 
 
+class Page(TemplateHTMLRenderer):
+    """A page, but an error as everywhere else: in JSON."""
+
+    def render(self, data, accepted_media_type=None, renderer_context=None):
+        response = renderer_context["response"]
+        if not response.exception:
+            return super().render(data, accepted_media_type, renderer_context)
+        response["Content-Type"] = "application/json"
+        return jsontext.dumps(data)
+
+
 class Docs(SpectacularSwaggerSplitView):
     role = "viewer"
-    renderer_classes = [TemplateHTMLRenderer]
+    metadata_class = None
+    renderer_classes = [Page]
     url_name = "schema"
     url_name_self = "docs"
 

@@ -58,7 +58,9 @@ def exception_handler(error: Exception, context: dict) -> Response:
 
 def _told(error: Exception, detail: object) -> dict:
     if isinstance(error, exceptions.ValidationError) and isinstance(detail, dict):
-        errors = {name: " ".join(map(str, texts)) if isinstance(texts, list) else texts for name, texts in detail.items()}
+        errors = {
+            name: " ".join(map(str, texts)) if isinstance(texts, list) else texts for name, texts in detail.items()
+        }
         return body("; ".join(f"{name}: {text}" for name, text in list(errors.items())[:3]), errors)
     if isinstance(error, exceptions.ValidationError):
         return body(" ".join(map(str, detail)) if isinstance(detail, list) else str(detail))

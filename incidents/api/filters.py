@@ -6,6 +6,7 @@ Everything a caller may say is listed here; anything else is a 400 that names it
 import base64
 import binascii
 import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -18,6 +19,7 @@ from incidents.models import Incident, Severity, Status, Ticket, severity_rank
 from platforms.catalog import PLATFORMS
 
 MOST_PER_PAGE = 1000
+MOST_VALUES = 200
 LONGEST_SEARCH = 200
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 SEARCHED = ("title", "service", "id", "trace_id")
@@ -43,7 +45,9 @@ class WordsFilter(django_filters.CharFilter):
     def filter(self, queryset: QuerySet, value: str) -> QuerySet:
         if not value:
             return queryset
-        words = [word.strip() for word in value.split(",") if word.strip()]
+        words = list(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+        if len(words) > MOST_VALUES:
+            raise ValidationError({self.label: f"Must name {MOST_VALUES} values at most; these are {len(words)}."})
         if self.choices and (unknown := [word for word in words if word not in self.choices]):
             raise ValidationError({self.label: f"Unknown: {unknown[0][:50]}. Known are {', '.join(self.choices)}."})
         return self.chosen(queryset, words)
@@ -138,7 +142,9 @@ class Order:
             return cls()
         name = value.removeprefix("-")
         if name not in ORDERINGS:
-            raise ValidationError({"ordering": f"Must be one of {', '.join(ORDERINGS)}, with - before it to turn it round."})
+            raise ValidationError(
+                {"ordering": f"Must be one of {', '.join(ORDERINGS)}, with - before it to turn it round."}
+            )
         return cls(ORDERINGS[name], value.startswith("-"))
 
     def apply(self, queryset: QuerySet) -> QuerySet:
@@ -175,7 +181,9 @@ class Order:
                 raise ValidationError({"cursor": "Belongs to another ordering. Begin again without a cursor."})
             value = datetime.fromisoformat(value) if self.field.endswith("_at") else value + 0
             created_at = datetime.fromisoformat(created_at)
-            if not (EARLIEST <= created_at <= LATEST and 0 <= number < 2**31 and abs(_number(value)) < 1e300):
+            times = [created_at, value] if isinstance(value, datetime) else [created_at]
+            sane = math.isfinite(_number(value)) and 0 <= number < 2**31
+            if not sane or not all(EARLIEST <= moment <= LATEST for moment in times):
                 raise ValueError
             return value, created_at, number
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, binascii.Error) as error:
