@@ -37,6 +37,7 @@ class Act:
     note: str = ""
     seen: str = ""
     confirmed: bool = False
+    everything: bool = False  # all that match, as the server found them: more than anybody has seen
 
     @classmethod
     def read(cls, form: QueryDict) -> "Act":
@@ -54,7 +55,8 @@ class Act:
             raise Mistake("Nothing was selected, so nothing was changed.")
         if len(ids) > MOVES_AT_ONCE:
             raise Mistake(f"{MOVES_AT_ONCE:,} incidents at most can be changed at once. Nothing was changed.")
-        return cls(move, ids, _note(form), form.get("seen", ""), form.get("confirmed") == "1" and not everything)
+        confirmed = form.get("confirmed") == "1" and not everything
+        return cls(move, ids, _note(form), form.get("seen", ""), confirmed, everything)
 
 
 def _note(form: QueryDict) -> str:
@@ -86,7 +88,7 @@ class Confirmation:
 def confirmation(act: Act, now: datetime) -> Confirmation | None:
     """None where the act may simply be done."""
     alone = len(act.ids) == 1
-    if act.confirmed or (act.move in ("acknowledge", "reopen") and len(act.ids) <= listing.PAGE_SIZE):
+    if act.confirmed or (act.move in ("acknowledge", "reopen") and not act.everything):
         return None
     rows = Incident.objects.filter(pk__in=act.ids).defer("root_cause", "evidence", "description")
     incidents = sorted(rows, key=lambda i: (SEVERITY_RANK[i.severity], i.id))

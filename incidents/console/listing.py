@@ -141,7 +141,7 @@ def late_tickets(now: datetime) -> QuerySet:
 def with_tickets(incidents: QuerySet) -> QuerySet:
     """Each incident's tickets in one further query; each ticket tells whether its platform is `enabled`."""
     states = enabled_platforms().filter(platform=OuterRef("platform"))
-    tickets = Ticket.objects.annotate(enabled=Exists(states)).defer("shown", "remote_data", "previous_links")
+    tickets = Ticket.objects.annotate(enabled=Exists(states)).defer("shown", "remote_data")
     return incidents.prefetch_related(Prefetch("tickets", tickets.order_by("pk")))
 
 

@@ -9,7 +9,14 @@ from django.contrib import messages
 from django.contrib.admin import ModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, HttpResponseRedirect, StreamingHttpResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotModified,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
@@ -150,7 +157,7 @@ class IncidentPages(ModelAdmin):
             request_id=request.id,
         )
         if not told:
-            return self.one_page(request, incident_id)
+            raise Http404
         messages.success(request, told)
         return HttpResponseRedirect(back)
 

@@ -85,7 +85,7 @@ def web_address(address: str) -> str:
 
 @register.filter
 def number(value: float) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 @register.simple_tag

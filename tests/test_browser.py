@@ -1,0 +1,262 @@
+"""The console in a real browser: nothing violates its policy, hostile text is inert, and a phone is enough."""
+
+import shutil
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.utils import timezone
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from config.current import forget
+from config.models import PlatformState
+from incidents import intake, lifecycle
+from incidents.models import Incident, Ticket
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+LIST = "/admin/incidents/incident/"
+HOSTILE = '"><img src=x onerror=document.body.dataset.owned=1><script>document.body.dataset.owned=2</script>'
+PASSWORD = "a-long-password"
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as environment:
+        # Playwright's loop runs in this thread; Django only sees a loop and takes us for async code.
+        environment.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+            yield browser
+            browser.close()
+
+
+class Console:
+    """A browser that is signed in, and what it complained of."""
+
+    def __init__(self, chromium: Browser, url: str, **options) -> None:
+        self.url = url
+        self.context = chromium.new_context(base_url=url, **({"viewport": {"width": 1440, "height": 900}} | options))
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.complaints: list[str] = []
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _heard(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{self.page.url}: {message.text}")
+
+    def sign_in(self) -> Page:
+        self.page.goto("/admin/login/")
+        self.page.fill("#id_username", "anna")
+        self.page.fill("#id_password", PASSWORD)
+        self.page.click("text=Log in")
+        self.page.wait_for_url(f"**{LIST}")
+        return self.page
+
+
+@pytest.fixture
+def console(chromium, live_server):
+    group, _ = Group.objects.get_or_create(name="admin")
+    User.objects.create_user("anna", password=PASSWORD).groups.add(group)
+    PlatformState.objects.create(platform="jira", enabled=True)
+    PlatformState.objects.create(platform="pagerduty", enabled=True)
+    forget()
+    consoles = []
+
+    def open_console(**options) -> Console:
+        consoles.append(Console(chromium, live_server.url, **options))
+        return consoles[-1]
+
+    yield open_console
+    for each in consoles:
+        each.context.close()
+    forget()
+
+
+def opened(*services: str, severity: str = "critical", **more) -> list[Incident]:
+    at = (timezone.now() - timedelta(hours=1)).isoformat()
+    items = [
+        {"service": service, "severity": severity, "score": 2, "title": f"Errors on {service}", "timestamp": at} | more
+        for service in services
+    ]
+    results = intake.accept(items, actor="key:grafana", request_id="test")
+    return [Incident.objects.get(pk=result.incident_id) for result in results]
+
+
+def test_no_page_violates_the_policy_or_complains(console):
+    [incident] = opened("payment-api", description="some words", message="refused", evidence_logs=["a line"])
+    Ticket.objects.update(last_error="503", failing_since=timezone.now())
+    lifecycle.move("acknowledge", [incident.id], actor="user:bob", note="on it")
+    visitor = console()
+    page = visitor.sign_in()
+    addresses = [
+        *(LIST, f"{LIST}?view=all&severity=critical&q=pay", f"{LIST}?q=nothing", f"{LIST}{incident.id}/", "/admin/"),
+        *("/admin/config/", "/admin/config/apikey/", "/admin/auditlog/entry/", "/admin/auth/user/"),
+        *("/admin/auth/user/add/", "/admin/auth/group/", "/admin/password_change/"),
+    ]
+    for address in addresses:
+        assert page.goto(address).status == 200
+    page.goto("/admin/auditlog/entry/")
+    page.click("#result_list tbody th a >> nth=0")
+    page.goto(f"/admin/auth/user/{User.objects.get().pk}/change/")
+    page.click(".theme-toggle")
+    page.wait_for_load_state("networkidle")
+    assert visitor.complaints == []
+
+
+def test_an_incident_is_acknowledged_in_two_clicks(console):
+    one, two = opened("payment-api", "search")
+    page = console().sign_in()
+    page.check(f'tr[data-id="{one.id}"] input')
+    assert page.inner_text("#selected") == "1 selected: 1 critical"
+    page.click("#bar >> text=Acknowledge")
+    page.wait_for_selector(f"text={one.id} acknowledged.")
+    one.refresh_from_db()
+    two.refresh_from_db()
+    assert (one.status, one.acknowledged_by, two.status) == ("acknowledged", "user:anna", "open")
+
+
+def test_an_incident_is_acknowledged_with_two_keys(console):
+    opened("payment-api")
+    page = console().sign_in()
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    page.wait_for_selector("text=acknowledged.")
+    assert Incident.objects.get().status == "acknowledged"
+
+
+def test_single_keys_can_be_turned_off_and_do_nothing_while_typing(console):
+    opened("payment-api")
+    page = console().sign_in()
+    page.keyboard.press("/")
+    page.keyboard.type("ja")
+    assert page.input_value("#q") == "ja"
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    page.check("[data-keys-off]")
+    page.click("#keys >> text=Close")
+    page.keyboard.press("j")
+    assert page.query_selector("tr.here") is None
+
+
+def test_escalating_from_the_page_is_confirmed_with_a_note(console):
+    [incident] = opened("payment-api")
+    page = console().sign_in()
+    page.click(f"text={incident.title}")
+    page.click("#act-escalate")
+    page.wait_for_selector("text=Page PagerDuty for")
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"
+    page.fill("#note", "please look")
+    page.click(".confirm button.primary")
+    page.wait_for_selector(f"text={incident.id} escalated.")
+    assert page.url.endswith(f"{LIST}{incident.id}/")
+    incident.refresh_from_db()
+    assert incident.status == "escalated"
+
+
+def test_hostile_text_is_inert_everywhere(console):
+    [incident] = opened(
+        HOSTILE, title=HOSTILE, description=HOSTILE, message=HOSTILE, traceId=HOSTILE, evidence_logs=[HOSTILE]
+    )
+    Incident.objects.update(root_cause=HOSTILE)
+    Ticket.objects.update(remote_id=HOSTILE, remote_url="javascript:document.body.dataset.owned=3", last_error=HOSTILE)
+    visitor = console()
+    page = visitor.sign_in()
+    for address in (LIST, f"{LIST}{incident.id}/", "/admin/", "/admin/auditlog/entry/"):
+        page.goto(address)
+        page.keyboard.press(".")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.body.dataset.owned") is None
+        assert page.query_selector('a[href^="javascript"]') is None
+    assert visitor.complaints == []
+
+
+def test_the_list_follows_what_happens_and_keeps_the_selection(console):
+    first, second = opened("payment-api", "search")
+    page = console().sign_in()
+    page.check(f'tr[data-id="{first.id}"] input')
+    before = [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")]
+    lifecycle.move("acknowledge", [first.id], actor="user:bob")
+    lifecycle.move("resolve", [second.id], actor="user:bob")
+    [third] = opened("brand-new")
+    page.keyboard.press(".")
+    page.wait_for_selector(f'tr[data-id="{first.id}"] .chip.acknowledged')
+    assert page.is_checked(f'tr[data-id="{first.id}"] input')
+    assert page.query_selector(f'tr.gone[data-id="{second.id}"]')
+    assert page.inner_text("#news") == "1 new: 1 critical"
+    assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == before
+    page.click("#news button")
+    assert page.query_selector(f'tr[data-id="{third.id}"]')
+    assert page.is_checked(f'tr[data-id="{first.id}"] input')
+
+
+def test_the_page_follows_what_happens(console):
+    [incident] = opened("payment-api")
+    page = console().sign_in()
+    page.goto(f"{LIST}{incident.id}/")
+    lifecycle.move("resolve", [incident.id], actor="user:bob")
+    page.keyboard.press(".")
+    page.wait_for_selector("#act-reopen")
+    assert "by bob" in page.inner_text("#head")
+
+
+def test_a_page_whose_login_has_ended_says_so(console):
+    opened("payment-api")
+    visitor = console()
+    page = visitor.sign_in()
+    visitor.context.clear_cookies()
+    page.keyboard.press(".")
+    page.wait_for_selector("text=Signed out: sign in again")
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_acknowledges_in_two_taps_without_scrolling_sideways(console, width):
+    long_name = "a-service-with-a-name-that-is-longer-than-a-phone-is-wide"
+    incidents = opened("payment-api", long_name, "c", "d", "e", "f", "g")
+    page = console(viewport={"width": width, "height": 844}, has_touch=True).sign_in()
+    for address in ("/admin/", "/admin/config/", "/admin/config/apikey/", f"{LIST}{incidents[0].id}/", LIST):
+        page.goto(address)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+    bar = page.locator("#bar").bounding_box()
+    rows = [row.bounding_box() for row in page.locator("#rows tbody tr").all()]
+    assert sum(row["y"] + row["height"] <= bar["y"] for row in rows) >= 5
+    assert page.locator("#bar button").first.bounding_box()["height"] >= 44
+    page.goto(f"{LIST}{incidents[0].id}/")
+    page.tap("#act-acknowledge")
+    page.wait_for_selector(f"text={incidents[0].id} acknowledged.")
+
+
+def test_everything_that_matters_works_without_scripts(console):
+    one, two = opened("payment-api", "search")
+    page = console(java_script_enabled=False).sign_in()
+    page.check(f'tr[data-id="{one.id}"] input')
+    page.click("#bar >> text=Acknowledge")
+    page.wait_for_selector(f"text={one.id} acknowledged.")
+    page.fill("#q", "search")
+    page.press("#q", "Enter")
+    assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == [two.id]
+    page.check(f'tr[data-id="{two.id}"] input')
+    page.click("#bar >> text=Resolve…")
+    page.wait_for_selector(f"text={two.id} resolved.")
+
+
+def test_a_secret_is_set_and_a_connection_tested_from_the_page(console):
+    page = console().sign_in()
+    page.goto("/admin/config/")
+    page.fill("#pagerduty-routingKey", "canary0123456789abcdef0123456789")
+    page.click("#pagerduty button.primary")
+    page.wait_for_selector("#pagerduty >> text=Saved.")
+    assert "set" in page.inner_text("#pagerduty .label >> nth=0")
+    assert "canary" not in page.content()
+    page.click("#jira >> text=Test connection")
+    page.wait_for_selector("#jira >> text=Not configured")

@@ -1,0 +1,753 @@
+"""The console: what it lists, what each role may do in it, and that whatever it shows is text."""
+
+import csv
+import io
+import json
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.db import connection
+from django.db.models import F
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django.utils.html import escape
+
+from auditlog.models import Entry
+from config import changes, keys
+from config.current import forget
+from config.models import ApiKey, PlatformState
+from incidents import intake, lifecycle
+from incidents.models import Anomaly, Incident, Ticket
+
+LIST = "/admin/incidents/incident/"
+ACT = f"{LIST}act/"
+CONFIG = "/admin/config/"
+KEYS = "/admin/config/apikey/"
+AUDIT = "/admin/auditlog/entry/"
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+CANARY = "canary0123456789abcdef0123456789"
+
+pytestmark = pytest.mark.django_db
+
+
+def person(role: str | None, name: str = "") -> User:
+    user = User.objects.create_user(name or f"{role or 'nobody'}-person", password="a-long-password")
+    if role:
+        user.groups.add(Group.objects.get_or_create(name=role)[0])
+    return user
+
+
+def browser(role: str | None, name: str = "") -> Client:
+    client = Client()
+    client.force_login(person(role, name), backend="django.contrib.auth.backends.ModelBackend")
+    return client
+
+
+@pytest.fixture
+def viewer():
+    return browser("viewer")
+
+
+@pytest.fixture
+def responder():
+    return browser("responder", "anna")
+
+
+@pytest.fixture
+def admin():
+    return browser("admin", "root")
+
+
+@pytest.fixture(autouse=True)
+def configuration():
+    PlatformState.objects.create(platform="jira", enabled=True)
+    PlatformState.objects.create(platform="pagerduty", enabled=True)
+    forget()
+    yield
+    forget()
+
+
+def anomaly(service: str = "payment-api", severity: str = "critical", **more) -> dict:
+    return {"service": service, "severity": severity, "score": 4.2, "title": f"High error rate on {service}"} | more
+
+
+def opened(*items: dict) -> list[Incident]:
+    """The incidents that these anomalies open, in order. They came an hour ago, so that nothing burns any more."""
+    an_hour_ago = (timezone.now() - timedelta(hours=1)).isoformat()
+    items = [{"timestamp": an_hour_ago} | item for item in items]
+    results = intake.accept(items, actor="key:grafana", request_id="test")
+    ids = list(dict.fromkeys(result.incident_id for result in results))
+    found = Incident.objects.in_bulk(ids)
+    return [found[incident_id] for incident_id in ids]
+
+
+def many(count: int) -> list[Incident]:
+    severities = ("critical", "high", "medium", "low")
+    return opened(*(anomaly(f"service-{n}", severities[n % 4]) for n in range(count)))
+
+
+def listed(reply) -> list[str]:
+    return re.findall(r'<tr data-id="([^"]+)"', reply.content.decode())
+
+
+def text(reply) -> str:
+    return reply.content.decode()
+
+
+def link(reply, rel: str) -> str:
+    return re.search(f'rel="{rel}" href="([^"]+)"', text(reply))[1].replace("&amp;", "&")
+
+
+# --- The list ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_login_leads_to_the_active_incidents_the_most_urgent_first():
+    person("viewer", "anna")
+    low, critical, high, done = opened(
+        anomaly("a", "low"), anomaly("b", "critical"), anomaly("c", "high"), anomaly("d", "critical")
+    )
+    lifecycle.move("resolve", [done.id], actor="system")
+    client = Client()
+    assert client.get(LIST).headers["Location"] == f"/admin/login/?next={LIST}"
+    reply = client.post("/admin/login/", {"username": "anna", "password": "a-long-password", "next": LIST}, follow=True)
+    assert reply.redirect_chain == [(LIST, 302)]
+    assert listed(reply) == [critical.id, high.id, low.id]
+
+
+def test_the_login_page_itself_leads_to_the_incidents():
+    assert f'name="next" value="{LIST}"' in text(Client().get("/admin/login/"))
+
+
+def test_views_severities_services_and_search_narrow_the_list(viewer):
+    one, two, three = opened(anomaly("a"), anomaly("b", "low"), anomaly("c", "low", title="Disk is full"))
+    lifecycle.move("acknowledge", [two.id], actor="user:bob")
+    lifecycle.move("resolve", [three.id], actor="user:bob")
+    assert listed(viewer.get(LIST)) == [one.id, two.id]
+    assert listed(viewer.get(LIST, {"view": "acknowledged"})) == [two.id]
+    assert listed(viewer.get(LIST, {"view": "resolved"})) == [three.id]
+    assert listed(viewer.get(LIST, {"view": "all"})) == [three.id, two.id, one.id]
+    assert listed(viewer.get(LIST, {"view": "all", "severity": "low,critical", "service": "b"})) == [two.id]
+    assert listed(viewer.get(LIST, {"view": "all", "q": "DISK is"})) == [three.id]
+    assert listed(viewer.get(LIST, {"view": "all", "period": "1h"})) == [three.id, two.id, one.id]
+    reply = viewer.get(LIST, {"q": "nowhere"})
+    assert "Nothing matches" in text(reply)
+    assert "Clear filters" in text(reply)
+
+
+def test_what_the_address_cannot_mean_is_passed_over(viewer):
+    [incident] = opened(anomaly())
+    odd = {"view": "x", "severity": "y", "platform": "z", "period": "1y", "order": "--", "after": "1~2", "q": "\x00"}
+    assert listed(viewer.get(LIST, odd)) == [incident.id]
+    assert listed(viewer.get(LIST, {"after": "0~99999999T999999.0~1"})) == [incident.id]
+    assert viewer.get(LIST, {"q": "\ud800".encode("utf-8", "surrogatepass")}).status_code == 200
+
+
+@pytest.mark.parametrize("order", ["", "newest", "oldest", "seen", "anomalies"])
+def test_pages_show_each_incident_once_there_and_back(viewer, order):
+    expected = {incident.id for incident in many(120)}
+    first = viewer.get(LIST, {"order": order})
+    second = viewer.get(LIST + link(first, "next"))
+    third = viewer.get(LIST + link(second, "next"))
+    pages = [listed(first), listed(second), listed(third)]
+    assert [len(page) for page in pages] == [50, 50, 20]
+    assert set().union(*pages) == expected
+    assert 'rel="next"' not in text(third)
+    assert listed(viewer.get(LIST + link(third, "prev"))) == pages[1]
+    back = viewer.get(LIST + link(second, "prev"))
+    assert listed(back) == pages[0]
+    assert 'rel="prev"' not in text(back)
+
+
+def test_the_list_counts_and_shows_at_the_same_cost_whatever_there_is(admin):
+    def cost(address: str) -> int:
+        forget()
+        with CaptureQueriesContext(connection) as queries:
+            assert admin.get(address).status_code == 200
+        return len(queries)
+
+    addresses = [LIST, f"{LIST}?view=all", f"{LIST}?view=undelivered", f"{LIST}?q=service&severity=low"]
+    many(10)
+    few = [cost(address) for address in addresses]
+    many(200)
+    assert [cost(address) for address in addresses] == few
+    assert max(few) <= 8
+
+
+def test_nothing_counts_all_incidents(viewer):
+    many(3)
+    with CaptureQueriesContext(connection) as queries:
+        viewer.get(LIST, {"view": "all"})
+    [counting] = [q["sql"] for q in queries if q["sql"].upper().startswith("SELECT COUNT(*)")]
+    assert "LIMIT 10001" in counting
+
+
+def test_the_list_tells_of_tickets_that_did_not_arrive(viewer):
+    fine, failed = opened(anomaly("a", "medium"), anomaly("b", "medium"))
+    tickets = Ticket.objects.filter(platform="jira")
+    tickets.filter(incident=fine).update(
+        shown_version=F("wanted_version"), due_at=None, created_remotely_at=timezone.now(), remote_url="https://jira.example/OPS-1"
+    )
+    tickets.filter(incident=failed).update(
+        parked_at=timezone.now(), due_at=None, failing_since=timezone.now(), last_error="401 Invalid token"
+    )
+    reply = viewer.get(LIST)
+    assert "1 ticket behind since" in text(reply)
+    assert 'href="https://jira.example/OPS-1" target="_blank" rel="noreferrer noopener"' in text(reply)
+    assert "Jira failed" in text(reply)
+    assert listed(viewer.get(LIST, {"view": "undelivered"})) == [failed.id]
+    assert listed(viewer.get(LIST, {"view": "undelivered", "platform": "pagerduty"})) == []
+
+
+def test_tickets_of_a_disabled_platform_are_paused_and_not_late(viewer):
+    opened(anomaly("a", "medium"))
+    Ticket.objects.update(failing_since=timezone.now())
+    PlatformState.objects.update(enabled=False)
+    reply = viewer.get(LIST)
+    assert "Jira paused" in text(reply)
+    assert "behind since" not in text(reply)
+
+
+def test_an_empty_console_says_how_to_begin_and_a_quiet_one_that_all_is_quiet(viewer):
+    assert "No incidents yet" in text(viewer.get(LIST))
+    [incident] = opened(anomaly())
+    lifecycle.move("resolve", [incident.id], actor="user:anna")
+    reply = viewer.get(LIST)
+    assert "All quiet" in text(reply)
+    assert incident.title in text(reply)
+
+
+def test_a_fragment_holds_the_rows_alone_and_is_not_sent_twice(viewer):
+    [incident] = opened(anomaly())
+    first = viewer.get(LIST, headers={"X-Fragment": "rows"})
+    assert listed(first) == [incident.id]
+    assert "<html" not in text(first)
+    again = {"X-Fragment": "rows", "If-None-Match": first.headers["ETag"]}
+    assert viewer.get(LIST, headers=again).status_code == 304
+    assert f'data-etag="{escape(first.headers["ETag"])}"' in text(viewer.get(LIST))
+    lifecycle.move("acknowledge", [incident.id], actor="user:anna")
+    assert viewer.get(LIST, headers=again).status_code == 200
+
+
+def test_the_table_as_a_file_holds_no_formula(viewer):
+    [incident] = opened(anomaly("=cmd()|' /C calc'!A0", title='+1+1 "quoted"\nand a line'))
+    reply = viewer.get(f"{LIST}incidents.csv")
+    assert reply.headers["Content-Disposition"] == 'attachment; filename="incidents.csv"'
+    [head, row] = csv.reader(io.StringIO(b"".join(reply.streaming_content).decode()))
+    told = dict(zip(head, row, strict=True))
+    assert told["id"] == incident.id
+    assert told["service"] == "'=cmd()|' /C calc'!A0"
+    assert told["title"].startswith("'+1+1")
+    assert told["anomalyScore"] == "4.2"
+
+
+# --- One incident -----------------------------------------------------------------------------------------------------
+
+
+def page(client: Client, incident: Incident):
+    return client.get(f"{LIST}{incident.id}/")
+
+
+def test_the_page_tells_cause_anomalies_tickets_and_the_trail(viewer):
+    [incident] = opened(anomaly(traceId="abc123", description="line one\nline two", message="connection refused"))
+    lifecycle.move("escalate", [incident.id], actor="user:bob", note="Database team, please")
+    Ticket.objects.filter(platform="pagerduty").update(failing_since=timezone.now(), last_error="503 down")
+    shown = text(page(viewer, incident))
+    incident.refresh_from_db()
+    assert f"<h1>{incident.title}</h1>" in shown
+    assert "line one\nline two" in shown
+    assert "connection refused" in shown
+    assert "abc123" in shown
+    assert "PagerDuty" in shown
+    assert "503 down" in shown
+    assert "Database team, please" in shown
+    assert "<b>created</b> by grafana (API key)" in shown
+    assert "<b>escalated</b> by bob" in shown
+    assert "1 anomaly" in shown
+
+
+def test_the_page_costs_the_same_whatever_the_number_of_anomalies(admin):
+    [incident] = opened(anomaly())
+    User.objects.filter(username="root").update(is_superuser=True)  # the groups of others cost one query more
+
+    def cost() -> int:
+        forget()
+        with CaptureQueriesContext(connection) as queries:
+            assert page(admin, incident).status_code == 200
+        return len(queries)
+
+    few = cost()
+    begin = incident.first_anomaly_at
+    Anomaly.objects.bulk_create(
+        Anomaly(
+            incident=incident,
+            service="s",
+            severity="critical",
+            score=1,
+            at=begin + timedelta(seconds=n),
+            received_at=begin,
+            title=f"number {n}",
+        )
+        for n in range(2000)
+    )
+    Incident.objects.update(anomaly_count=2001, last_anomaly_at=begin + timedelta(seconds=2000))
+    assert cost() == few
+    assert few <= 8
+    shown = text(page(admin, incident))
+    assert len(shown) < 40_000
+    assert shown.count("number ") == 20
+    older = re.search(r'href="(\?anomalies=\d+)#anomalies"', shown)[1]
+    assert "number 1979" in text(admin.get(f"{LIST}{incident.id}/{older}"))
+
+
+def test_only_moves_that_the_state_allows_are_offered_and_only_to_who_may_act(viewer, responder):
+    [incident] = opened(anomaly())
+
+    def offered(client: Client) -> list[str]:
+        return re.findall(r'name="move" value="(\w+)" id="act-', text(page(client, incident)))
+
+    assert offered(responder) == ["acknowledge", "escalate", "resolve"]
+    assert offered(viewer) == []
+    assert "Ask an admin for the responder role" in text(page(viewer, incident))
+    lifecycle.move("resolve", [incident.id], actor="user:bob")
+    assert offered(responder) == ["reopen"]
+
+
+def test_an_unknown_incident_gets_a_page_with_a_search(viewer):
+    for unknown in ("inc-20200101-001", "nonsense", "inc-20200101-001'--"):
+        reply = viewer.get(f"{LIST}{unknown}/")
+        assert reply.status_code == 404
+        assert "No such incident" in text(reply)
+    assert 'value="inc-20200101-001"' in text(viewer.get(f"{LIST}inc-20200101-001/"))
+
+
+def test_the_short_link_of_tickets_leads_to_the_page(viewer):
+    [incident] = opened(anomaly())
+    reply = viewer.get(f"/i/{incident.id}", follow=True)
+    assert reply.redirect_chain == [(f"{LIST}{incident.id}/", 302)]
+    assert Client().get(f"/i/{incident.id}", follow=True).redirect_chain[-1][0].startswith("/admin/login/")
+
+
+def test_the_page_refreshes_by_fragment(viewer):
+    [incident] = opened(anomaly())
+    first = viewer.get(f"{LIST}{incident.id}/", headers={"X-Fragment": "page"})
+    assert "<html" not in text(first)
+    again = {"X-Fragment": "page", "If-None-Match": first.headers["ETag"]}
+    assert viewer.get(f"{LIST}{incident.id}/", headers=again).status_code == 304
+    lifecycle.move("acknowledge", [incident.id], actor="user:bob")
+    assert 'data-status="acknowledged"' in text(viewer.get(f"{LIST}{incident.id}/", headers=again))
+
+
+# --- Acts -------------------------------------------------------------------------------------------------------------
+
+
+def act(client: Client, move: str, *incidents: Incident, **more: str):
+    form = {"move": move, "ids": [incident.id for incident in incidents], "next": LIST} | more
+    return client.post(ACT, form, follow=True)
+
+
+def status(incident: Incident) -> str:
+    incident.refresh_from_db()
+    return incident.status
+
+
+def test_an_acknowledgement_is_the_users_own_and_leads_back(responder):
+    [incident] = opened(anomaly())
+    reply = act(responder, "acknowledge", incident, note="on it", seen="open", next=f"{LIST}?view=open")
+    assert reply.redirect_chain == [(f"{LIST}?view=open", 302)]
+    assert f"{incident.id} acknowledged." in text(reply)
+    assert status(incident) == "acknowledged"
+    entry = Entry.objects.about(incident.subject).last()
+    assert (entry.action, entry.actor, entry.data["note"]) == ("acknowledged", "user:anna", "on it")
+    assert entry.request_id
+
+
+def test_what_was_done_can_be_taken_back_from_the_message(responder):
+    incidents = many(3)
+    reply = act(responder, "acknowledge", *incidents)
+    assert "3 acknowledged." in text(reply)
+    form = re.search(r'name="move" value="reopen"><input type="hidden" name="ids" value="([^"]+)"', text(reply))
+    assert set(form[1].split(",")) == {incident.id for incident in incidents}
+    responder.post(ACT, {"move": "reopen", "ids": form[1], "next": LIST})
+    assert {status(incident) for incident in incidents} == {"open"}
+
+
+def test_escalating_always_asks_and_names_who_is_woken(responder):
+    [incident] = opened(anomaly())
+    reply = act(responder, "escalate", incident, note="help")
+    assert status(incident) == "open"
+    assert f"Page PagerDuty for {incident.id}?" in text(reply)
+    assert ">help</textarea>" in text(reply)
+    act(responder, "escalate", incident, note="help", confirmed="1")
+    assert status(incident) == "escalated"
+    assert incident.escalated_to == ["pagerduty"]
+
+
+def test_escalating_says_when_there_is_nobody_to_wake(responder):
+    PlatformState.objects.update(enabled=False)
+    forget()
+    [incident] = opened(anomaly())
+    assert "nobody will be told" in text(act(responder, "escalate", incident))
+
+
+def test_resolving_many_asks_with_counts_and_resolving_one_does_not(responder):
+    one, *rest = opened(anomaly("a"), anomaly("b", "high"), anomaly("c", "high"))
+    reply = act(responder, "resolve", *rest)
+    assert "Resolve 2 incidents?" in text(reply)
+    assert "2 high" in text(reply)
+    assert {status(incident) for incident in rest} == {"open"}
+    act(responder, "resolve", *rest, confirmed="1")
+    assert {status(incident) for incident in rest} == {"resolved"}
+    act(responder, "resolve", one)
+    assert status(one) == "resolved"
+
+
+def test_resolving_what_still_burns_asks(responder):
+    [incident] = opened(anomaly(timestamp=timezone.now().isoformat()))
+    assert "It still burns" in text(act(responder, "resolve", incident))
+    assert status(incident) == "open"
+
+
+def test_a_move_that_the_state_forbids_says_who_did_what_and_changes_nothing(responder):
+    [incident] = opened(anomaly())
+    lifecycle.move("resolve", [incident.id], actor="user:bob")
+    before = Entry.objects.count()
+    reply = act(responder, "acknowledge", incident)
+    assert f"{incident.id} was resolved by user:bob at" in text(reply)
+    assert "Nothing was changed." in text(reply)
+    assert status(incident) == "resolved"
+    assert Entry.objects.count() == before
+
+
+def test_a_second_acknowledgement_says_who_was_first(responder):
+    [incident] = opened(anomaly())
+    lifecycle.move("acknowledge", [incident.id], actor="user:bob")
+    reply = act(responder, "acknowledge", incident, seen="open")
+    assert f"{incident.id} was acknowledged already by bob." in text(reply)
+    assert Entry.objects.filter(action="acknowledged").count() == 1
+
+
+def test_an_incident_that_changed_while_it_was_looked_at_is_left_alone(responder):
+    [incident] = opened(anomaly())
+    lifecycle.move("escalate", [incident.id], actor="user:bob")
+    reply = act(responder, "resolve", incident, seen="open")
+    assert "While you looked" in text(reply)
+    assert "escalated by user:bob" in text(reply)
+    assert status(incident) == "escalated"
+
+
+def test_everything_that_matches_can_be_meant_and_is_asked_for_with_its_number(responder):
+    incidents = many(60)
+    low = [incident for incident in incidents if incident.severity == "low"]
+    reply = act(responder, "acknowledge", all="1", question="?severity=low", confirmed="1")
+    assert status(low[0]) == "open"
+    assert "Acknowledge 15 incidents?" in text(reply)
+    ids = re.search(r'name="ids" value="([^"]+)"', text(reply))[1]
+    assert set(ids.split(",")) == {incident.id for incident in low}
+    reply = responder.post(ACT, {"move": "acknowledge", "ids": ids, "confirmed": "1", "next": LIST}, follow=True)
+    assert "15 acknowledged." in text(reply)
+    assert Incident.objects.filter(status="acknowledged").count() == 15
+
+
+def test_a_form_that_means_nothing_changes_nothing(responder):
+    [incident] = opened(anomaly())
+    for form in (
+        {"move": "acknowledge"},
+        {"move": "delete", "ids": incident.id},
+        {"move": "acknowledge", "ids": "inc-20200101-001' or 1=1"},
+        {"move": "acknowledge", "ids": incident.id, "note": "x" * 2001},
+        {"move": "acknowledge", "ids": ",".join(f"inc-20240101-{n:04}" for n in range(1001))},
+    ):
+        reply = responder.post(ACT, form, follow=True)
+        assert reply.redirect_chain == [(LIST, 302)]
+        assert "messagelist" in text(reply)
+        assert status(incident) == "open"
+    assert responder.get(ACT).headers["Location"] == LIST
+
+
+def test_no_form_leads_away_from_the_console(responder):
+    [incident] = opened(anomaly())
+    for elsewhere in ("https://evil.example/", "//evil.example/admin/", "/admin/logout/", "javascript:alert(1)", "\n/"):
+        reply = responder.post(ACT, {"move": "acknowledge", "ids": incident.id, "next": elsewhere})
+        assert reply.headers["Location"] == LIST
+
+
+def test_a_failed_ticket_is_sent_again(responder):
+    [incident] = opened(anomaly("a", "medium"))
+    ticket = incident.tickets.get()
+    Ticket.objects.update(parked_at=timezone.now(), due_at=None, failing_since=timezone.now(), last_error="401")
+    assert "Retry now" in text(page(responder, incident))
+    address = f"{LIST}{incident.id}/tickets/{ticket.pk}/"
+    assert responder.post(address).headers["Location"] == f"{LIST}{incident.id}/#tickets"
+    ticket.refresh_from_db()
+    assert ticket.parked_at is None
+    assert ticket.due_at is not None
+    assert Entry.objects.get(subject=f"ticket:{incident.id}:jira").actor == "user:anna"
+    assert responder.post(f"{LIST}{incident.id}/tickets/{ticket.pk + 1}/").status_code == 404
+    [other] = opened(anomaly("b", "low"))
+    assert responder.post(f"{LIST}{other.id}/tickets/{ticket.pk}/").status_code == 404
+
+
+# --- Who may do what --------------------------------------------------------------------------------------------------
+
+
+def writes(incident: Incident) -> list[tuple[str, dict, str]]:
+    """Every address that changes something, a form for it, and the role it needs."""
+    ticket = incident.tickets.first()
+    newcomer = {"username": "x", "password1": "a-long-password", "password2": "a-long-password"}
+    return [
+        (ACT, {"move": "acknowledge", "ids": incident.id}, "responder"),
+        (f"{LIST}{incident.id}/tickets/{ticket.pk}/", {}, "responder"),
+        (f"{CONFIG}platforms/jira/", {"enabled": "1"}, "admin"),
+        (f"{CONFIG}platforms/jira/test/", {}, "admin"),
+        (f"{CONFIG}routing/", {"routing-low": "jira"}, "admin"),
+        (f"{CONFIG}anomaly/", {"minimumScore": "0.5", "lookbackWindow": "5m"}, "admin"),
+        (f"{CONFIG}llm/", {"provider": "openai", "model": "x"}, "admin"),
+        (f"{CONFIG}llm/test/", {}, "admin"),
+        (KEYS, {"name": "x", "role": "admin"}, "admin"),
+        ("/admin/auth/user/add/", newcomer, "admin"),
+    ]
+
+
+@pytest.mark.parametrize("role", [None, "viewer", "responder"])
+def test_each_write_needs_its_role(role):
+    [incident] = opened(anomaly())
+    client = browser(role)
+    for address, form, needed in writes(incident):
+        if needed == role:
+            continue
+        before = Entry.objects.count(), User.objects.count(), ApiKey.objects.count()
+        reply = client.post(address, form)
+        assert reply.status_code == (403 if role else 302), address
+        assert (Entry.objects.count(), User.objects.count(), ApiKey.objects.count()) == before
+
+
+def test_nothing_is_read_without_a_role():
+    [incident] = opened(anomaly())
+    addresses = (LIST, f"{LIST}{incident.id}/", f"{LIST}incidents.csv", "/admin/", CONFIG, AUDIT)
+    for client in (Client(), browser(None)):
+        for address in addresses:
+            reply = client.get(address)
+            assert reply.status_code == 302, address
+            assert reply.headers["Location"].startswith("/admin/login/")
+
+
+def test_an_inactive_user_has_no_role():
+    client = browser("admin", "gone")
+    User.objects.filter(username="gone").update(is_active=False)
+    assert client.get(LIST).status_code == 302
+
+
+def test_the_admin_offers_no_form_that_writes_incidents_audit_or_keys(admin):
+    [incident] = opened(anomaly())
+    entry = Entry.objects.last()
+    for address in (
+        f"{LIST}add/",
+        f"{LIST}{incident.id}/delete/",
+        f"{LIST}{incident.id}/change/",
+        f"{KEYS}add/",
+    ):
+        assert admin.post(address, {"title": "x"}).status_code == 404
+    for address in ("/admin/auditlog/entry/add/", f"/admin/auditlog/entry/{entry.pk}/delete/"):
+        assert admin.post(address, {"post": "yes"}).status_code == 403
+    assert admin.post(f"/admin/auditlog/entry/{entry.pk}/change/", {"actor": "user:eve"}).status_code == 403
+    admin.post("/admin/auditlog/entry/", {"action": "delete_selected", "_selected_action": entry.pk})
+    assert Entry.objects.get(pk=entry.pk).actor == entry.actor
+
+
+def test_a_form_from_elsewhere_is_refused():
+    person("responder", "anna")
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.get(username="anna"), backend="django.contrib.auth.backends.ModelBackend")
+    [incident] = opened(anomaly())
+    for address, form, _ in writes(incident):
+        assert client.post(address, form).status_code == 403, address
+    assert status(incident) == "open"
+
+
+def test_users_are_managed_by_admins_alone(admin, responder):
+    assert admin.get("/admin/auth/user/").status_code == 200
+    assert responder.get("/admin/auth/user/").status_code == 403
+    group = Group.objects.get(name="responder")
+    form = {"username": "new", "password1": "a-long-password", "password2": "a-long-password"}
+    reply = admin.post("/admin/auth/user/add/", form | {"usable_password": "true", "groups": [group.pk]})
+    assert reply.status_code == 302
+    assert list(User.objects.get(username="new").groups.all()) == [group]
+
+
+# --- Text is text -----------------------------------------------------------------------------------------------------
+
+
+def test_whatever_logs_models_and_platforms_say_is_shown_as_text(admin):
+    [incident] = opened(
+        anomaly(
+            HOSTILE,
+            title=HOSTILE,
+            description=HOSTILE,
+            traceId=HOSTILE,
+            message=HOSTILE,
+            affectedServices=[HOSTILE],
+            evidence_logs=[HOSTILE],
+        )
+    )
+    Incident.objects.update(root_cause=HOSTILE, cause_error=HOSTILE)
+    Ticket.objects.update(remote_id=HOSTILE, last_error=HOSTILE, failing_since=timezone.now())
+    Ticket.objects.filter(platform="pagerduty").update(remote_url="javascript:alert(3)")
+    jira = Ticket.objects.filter(platform="jira")
+    jira.update(remote_url=f"https://x/{HOSTILE}", previous_links=["data:text/html,x"])
+    lifecycle.move("acknowledge", [incident.id], actor=f"jira:{HOSTILE}", note=HOSTILE)
+    entry = Entry.objects.last()
+    for address in (LIST, f"{LIST}{incident.id}/", "/admin/", AUDIT, f"{AUDIT}{entry.pk}/change/"):
+        shown = text(admin.get(address))
+        assert "<script>alert" not in shown
+        assert "<img" not in shown.replace("<img src=\"/static/", "")
+        assert 'href="javascript' not in shown
+        assert 'href="data' not in shown
+        assert "alert(2)" in shown or address == "/admin/"
+    assert "<script>" not in text(act(admin, "escalate", incident)).replace("<script src", "")
+    assert "<script>alert" not in text(act(admin, "reopen", incident))
+
+
+def test_pages_hold_no_inline_script_or_style(admin):
+    [incident] = opened(anomaly())
+    entry = Entry.objects.last()
+    for address in (
+        LIST,
+        f"{LIST}{incident.id}/",
+        "/admin/",
+        CONFIG,
+        KEYS,
+        "/admin/auditlog/entry/",
+        f"/admin/auditlog/entry/{entry.pk}/change/",
+        "/admin/auth/user/add/",
+    ):
+        reply = admin.get(address)
+        assert reply.status_code == 200, address
+        shown = text(reply)
+        assert not re.search(r"<script(?![^>]*\ssrc=)", shown), address
+        assert not re.search(r"<style|\sstyle=|\son\w+=", shown), address
+        assert "unsafe" not in reply.headers["Content-Security-Policy"]
+
+
+# --- Configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_secrets_go_in_and_never_come_out(admin):
+    reply = admin.post(f"{CONFIG}platforms/pagerduty/", {"enabled": "1", "routingKey": CANARY}, follow=True)
+    assert "Saved." in text(reply)
+    assert "<b>set</b>" in text(reply)
+    entry = Entry.objects.last()
+    assert (entry.subject, entry.actor) == ("config:platform:pagerduty", "user:root")
+    refused = admin.post(f"{CONFIG}platforms/pagerduty/", {"enabled": "1", "routingKey": CANARY, "apiUrl": "http://10.0.0.1"})
+    assert refused.status_code == 400
+    for address in (CONFIG, "/admin/auditlog/entry/", f"/admin/auditlog/entry/{entry.pk}/change/"):
+        assert CANARY not in text(admin.get(address))
+    assert CANARY not in text(refused)
+
+
+def test_a_refused_form_names_its_mistake_and_changes_nothing(admin):
+    reply = admin.post(f"{CONFIG}platforms/servicenow/", {"enabled": "1", "instanceUrl": "ftp://x", "username": "bot"})
+    assert reply.status_code == 400
+    assert "Nothing was changed" in text(reply)
+    assert 'value="ftp://x"' in text(reply)
+    assert not PlatformState.objects.filter(platform="servicenow", enabled=True).exists()
+    reply = admin.post(f"{CONFIG}anomaly/", {"minimumScore": "much", "lookbackWindow": "soon"})
+    assert reply.status_code == 400
+    assert text(reply).count('aria-invalid="true"') == 2
+
+
+def test_an_empty_secret_leaves_the_stored_one(admin):
+    admin.post(f"{CONFIG}platforms/pagerduty/", {"enabled": "1", "routingKey": CANARY})
+    before = Entry.objects.count()
+    admin.post(f"{CONFIG}platforms/pagerduty/", {"enabled": "1", "routingKey": ""})
+    assert Entry.objects.count() == before
+    assert PlatformState.objects.get(platform="pagerduty").version.secrets["routingKey"] == CANARY
+
+
+def test_disabling_a_platform_with_open_tickets_asks_first(admin):
+    opened(anomaly("a", "medium"))
+    reply = admin.post(f"{CONFIG}platforms/jira/", {})
+    assert "1 ticket of active incidents at Jira would no longer be brought up to date" in text(reply)
+    assert PlatformState.objects.get(platform="jira").enabled
+    admin.post(f"{CONFIG}platforms/jira/", {"confirmed": "1"})
+    assert not PlatformState.objects.get(platform="jira").enabled
+
+
+def test_routing_is_a_grid_and_keeps_its_order(admin):
+    changes.patch_routing({"critical": ["slack", "pagerduty"]}, actor="system")
+    ticked = {"routing-critical": ["pagerduty", "jira", "slack"], "routing-high": ["jira", "slack"]}
+    admin.post(f"{CONFIG}routing/", ticked | {"routing-medium": "jira"})
+    entry = Entry.objects.last()
+    assert entry.data["values"] == {"critical": ["slack", "pagerduty", "jira"], "low": []}
+
+
+def test_anomaly_and_model_settings_change(admin):
+    admin.post(f"{CONFIG}anomaly/", {"minimumScore": "0.5", "lookbackWindow": "30m"})
+    assert Entry.objects.last().data["values"] == {"minimumScore": 0.5, "lookbackWindow": "30m"}
+    admin.post(f"{CONFIG}llm/", {"provider": "openai", "model": "gpt-x", "apiKey": CANARY})
+    entry = Entry.objects.last()
+    assert entry.data["values"] == {"model": "gpt-x"}
+    assert entry.data["secrets"] == ["apiKey"]
+    assert CANARY not in text(admin.get(CONFIG))
+
+
+def test_a_test_tells_its_result_at_its_platform(admin):
+    reply = admin.post(f"{CONFIG}platforms/jira/test/", follow=True)
+    assert reply.redirect_chain == [(f"{CONFIG}#jira", 302)]
+    assert 'class="told error"' in text(reply)
+    assert "Not configured" in text(reply)
+    assert admin.post(f"{CONFIG}platforms/bogus/test/").status_code == 404
+
+
+def test_a_viewer_reads_the_configuration_and_is_offered_nothing(viewer):
+    reply = viewer.get(CONFIG)
+    assert reply.status_code == 200
+    assert "Save</button>" not in text(reply)
+    assert 'type="password"' not in text(reply)
+
+
+# --- API keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_once_and_works(admin):
+    reply = admin.post(KEYS, {"name": "grafana", "role": "producer", "expires": "30"})
+    key = re.search(r'data-copy="(tka_[^"]+)"', text(reply))[1]
+    assert keys.find(key).name == "grafana"
+    assert "no-store" in reply.headers["Cache-Control"]
+    assert key not in text(admin.get(KEYS))
+    assert not any(key in json.dumps(entry.data) + entry.details for entry in Entry.objects.all())
+    assert "There is a key named grafana already" in text(admin.post(KEYS, {"name": "grafana", "role": "viewer"}))
+    assert admin.post(KEYS, {"name": "x", "role": "king", "expires": "1"}).status_code == 400
+
+
+def test_a_revoked_key_is_refused_at_once(admin):
+    key, secret = keys.create(name="old", role="viewer", actor="system")
+    address = f"{KEYS}{key.pk}/revoke/"
+    assert "Revoke old?" in text(admin.get(address))
+    assert keys.find(secret)
+    admin.post(address)
+    assert keys.find(secret) is None
+    assert Entry.objects.last().actor == "user:root"
+    assert admin.post(f"{KEYS}{key.pk + 1}/revoke/").status_code == 404
+
+
+# --- The rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_counts_what_asks_for_somebody(viewer):
+    opened(anomaly("a"), anomaly("b", "low"))
+    Incident.objects.update(created_at=timezone.now() - timedelta(minutes=20))
+    reply = viewer.get("/admin/")
+    assert "<b>2</b> Not acknowledged after 15 min" in text(reply)
+    assert "2 incidents in the last 24 hours" in text(reply)
+
+
+def test_the_audit_can_be_searched(viewer):
+    [incident] = opened(anomaly())
+    changes.patch_anomaly({"minimumScore": 0.7}, actor="user:root")
+    shown = text(viewer.get("/admin/auditlog/entry/", {"q": "config:"}))
+    assert "config:anomaly" in shown
+    assert incident.id not in shown
+    assert viewer.get(f"/admin/auditlog/entry/{Entry.objects.last().pk}/change/").status_code == 200
