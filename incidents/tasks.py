@@ -1,7 +1,10 @@
 """What Celery calls: wake-ups and the clock's jobs. Each may be lost or run twice without harm."""
 
+from contextlib import suppress
+
 from celery import bootsteps, shared_task
 from celery.signals import beat_init, worker_shutting_down
+from kombu.exceptions import KombuError
 
 from incidents import counters, retention
 from incidents.causes import health
@@ -63,4 +66,5 @@ def prune() -> None:
 @beat_init.connect
 def show_beat_at_once(**_) -> None:
     """Its schedule begins with a wait, for which /ready would call it silent."""
-    note_beat.apply_async(expires=30, retry=False)
+    with suppress(KombuError, OSError):  # without a broker it is silent indeed
+        note_beat.apply_async(expires=30, retry=False)

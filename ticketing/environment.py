@@ -51,14 +51,21 @@ def words(name: str, default: list[str]) -> list[str]:
 
 def kept_secret(path: Path, name: str, local_mode: bool, make) -> str:
     """A secret made once in local mode and kept beside the data, readable by its owner alone."""
-    if path.exists():
+    try:
+        if not path.exists():
+            if not local_mode:
+                raise Refused(f"set {name} (or LOCAL_MODE=1 on a laptop, which makes one in {path.parent}).")
+            _keep(path, make())
         return path.read_text().strip()
-    if not local_mode:
-        raise Refused(f"set {name} (or LOCAL_MODE=1 on a laptop, which makes one in {path.parent}).")
+    except OSError as error:
+        raise Refused(f"DATA_DIR={path.parent} cannot be used: {error.strerror}.") from error
+
+
+def _keep(path: Path, secret: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(make())
+        file.write(secret)
         file.flush()
         os.fsync(file.fileno())
     try:
@@ -67,7 +74,6 @@ def kept_secret(path: Path, name: str, local_mode: bool, make) -> str:
         pass
     finally:
         draft.unlink()
-    return path.read_text().strip()
 
 
 def secret_key(data_dir: Path, local_mode: bool) -> str:

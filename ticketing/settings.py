@@ -1,10 +1,12 @@
 """All settings, from the environment: runs on a bare clone in local mode, refuses what is unsafe elsewhere."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import dj_database_url
 
 from ticketing import environment as environ
+from ticketing import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,8 +21,9 @@ ENCRYPTION_KEYS = environ.encryption_keys(DATA_DIR, LOCAL_MODE)
 ALLOWED_HOSTS = environ.allowed_hosts(LOCAL_MODE)
 EGRESS_ALLOWED_NETWORKS = environ.networks("EGRESS_ALLOWED_NETWORKS")
 PUBLIC_URL = str(environ.read("PUBLIC_URL", f"http://{HOST}:{PORT}")).rstrip("/")
-DATABASE_URL = environ.read("DATABASE_URL", f"sqlite:///{DATA_DIR / 'ticketing.sqlite3'}")
-BROKER_URL = environ.read("BROKER_URL", f"redis+socket://{DATA_DIR / 'broker.sock'}")
+# Quoted, because a folder may be called anything.
+DATABASE_URL = environ.read("DATABASE_URL", f"sqlite:///{quote(str(DATA_DIR / 'ticketing.sqlite3'))}")
+BROKER_URL = environ.read("BROKER_URL", processes.broker_url(DATA_DIR))
 LOG_FORMAT = environ.read("LOG_FORMAT", "text" if LOCAL_MODE else "json")
 LOG_LEVEL = environ.read("LOG_LEVEL")
 DEBUG = False
@@ -178,6 +181,7 @@ CELERY_BEAT_SCHEDULE = {
     "prune": {"task": "tickets.prune", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_MAX_LOOP_INTERVAL = 15
+CELERY_BEAT_SYNC_EVERY = 1  # its file tells `manage.py alive beat` that it works
 
 # --- The product ------------------------------------------------------------------------------------------------------
 
@@ -194,8 +198,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "COMPONENT_SPLIT_PATCH": False,
     "PREPROCESSING_HOOKS": ["ticketing.docs.without_aliases"],
-    "POSTPROCESSING_HOOKS": [],  # enumerations stay where they are used
+    # Not spectacular's own hook: enumerations stay where they are used.
+    "POSTPROCESSING_HOOKS": ["ticketing.docs.with_common_errors"],
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
 }
 
