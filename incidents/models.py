@@ -1,4 +1,4 @@
-"""Incidents, the anomalies behind them, and their tickets, as stored. Rules are in `intake`, `lifecycle` and `delivery`."""
+"""Incidents, their anomalies and their tickets, as stored. Rules are in `intake`, `lifecycle` and `delivery`."""
 
 import secrets
 from datetime import timedelta
@@ -33,7 +33,7 @@ LARGEST_FLOAT = 1.7976931348623157e308
 
 
 def new_token() -> str:
-    """Makes an incident's remote identity unlike any other's, after a restored backup and in other installations too."""
+    """Makes a remote identity unlike any other, after a restored backup and in other installations too."""
     return secrets.token_hex(5)
 
 
@@ -114,7 +114,9 @@ class Incident(models.Model):
                 condition=Q(anomaly_score__gte=0, anomaly_score__lte=LARGEST_FLOAT), name="incident_score_finite"
             ),
             models.CheckConstraint(condition=Q(anomaly_count__gte=1), name="incident_has_an_anomaly"),
-            models.CheckConstraint(condition=Q(first_anomaly_at__lte=F("last_anomaly_at")), name="incident_span_ordered"),
+            models.CheckConstraint(
+                condition=Q(first_anomaly_at__lte=F("last_anomaly_at")), name="incident_span_ordered"
+            ),
         ]
         indexes = [
             models.Index(fields=["-created_at", "-number"], name="incident_newest"),

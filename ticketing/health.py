@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether the whole is ready: what is missing is named, silence never taken for health."""
+"""Whether this process lives, and whether the whole is ready: what is missing is named, silence is not health."""
 
 from datetime import timedelta
 
@@ -55,7 +55,9 @@ class Health(APIView):
     authentication_classes = ()
     permission_classes = ()
 
-    @extend_schema(operation_id="health", summary="Whether this process answers", responses=STATE, auth=[], tags=["Health"])
+    @extend_schema(
+        operation_id="health", summary="Whether this process answers", responses=STATE, auth=[], tags=["Health"]
+    )
     def get(self, request):
         return Response({"status": "ok"})
 
