@@ -54,7 +54,7 @@ def test_from_an_anomaly_to_closed_tickets(everywhere, api, work):
     work()
     assert everywhere.pagerduty.pages == everywhere.opsgenie.pages == 1
     assert len(everywhere.jira.issues) == len(everywhere.servicenow.records) == len(everywhere.slack.messages) == 1
-    for standin in (everywhere.pagerduty, everywhere.jira, everywhere.servicenow, everywhere.opsgenie, everywhere.slack):
+    for standin in (everywhere[name] for name in ("pagerduty", "jira", "servicenow", "opsgenie", "slack")):
         told = " ".join(request.body.decode() for request in standin.seen if request.method == "POST")
         for text in (incident_id, "payment-service", "Java heap space", f"/i/{incident_id}"):
             assert text in told, f"{standin.name} was not told {text}"
