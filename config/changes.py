@@ -48,7 +48,7 @@ def patch_platforms(body: dict, *, actor: str, request_id: str = "") -> list[str
         now = timezone.now()
         auditlog.write([entry for draft in drafts if (entry := draft.apply(actor, request_id, now))])
         forget()
-    return [name for name in body]
+    return list(body)
 
 
 def patch_routing(body: dict, *, actor: str, request_id: str = "") -> dict[str, list[str]]:
@@ -80,7 +80,7 @@ def patch_llm(body: dict, *, actor: str, request_id: str = "") -> dict:
         return _patch_section("llm", values, secrets, actor=actor, request_id=request_id).shown_llm()
 
 
-# --- Platforms ------------------------------------------------------------------------------------------------------------
+# --- Platforms --------------------------------------------------------------------------------------------------------
 
 
 class _Draft:
@@ -150,7 +150,7 @@ def _draft(platform: Platform, state: PlatformState, wanted: dict, errors: dict[
     return draft
 
 
-# --- One field after the other ----------------------------------------------------------------------------------------------
+# --- One field after the other ----------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -214,7 +214,7 @@ def _merged(old: dict, new: dict) -> dict:
     return {name: value for name, value in {**old, **new}.items() if value != ""}
 
 
-# --- The other sections -----------------------------------------------------------------------------------------------------
+# --- The other sections -----------------------------------------------------------------------------------------------
 
 
 def _routing_mistake(name: str, value: object) -> str:

@@ -318,7 +318,7 @@ class TestConsoleLogins:
     def test_have_the_role_of_their_group(self, login, role, reads, acts, configures):
         browser = login(role)
         headers = self.with_token(browser)
-        assert browser.get("/api/incidents").status_code == reads
+        assert browser.get("/api/v1/config").status_code == reads
         assert browser.post("/api/incidents/inc-20240301-001/resolve", **headers).status_code == acts
         assert browser.patch("/api/v1/config/routing", {}, format="json", **headers).status_code == configures
 

@@ -65,6 +65,13 @@ def incident_id(clock, three, send) -> str:
     return incident_id
 
 
+def read(api, path: str, **how):
+    """The answer, read to its end: a list without limit is streamed, and holds a cursor until then."""
+    answer = api.get(path, **how)
+    answer.getvalue()
+    return answer
+
+
 def listed(api, path: str = "/api/incidents", query: dict | None = None) -> list[dict]:
     answer = api.get(path, query)
     assert answer.status_code == 200, answer.getvalue()
@@ -642,26 +649,26 @@ class TestTheList:
 class TestETags:
     def test_what_is_unchanged_is_a_304_without_a_body(self, api, incident_id):
         for path in ("/api/incidents", "/api/incidents?limit=5", f"/api/incidents/{incident_id}"):
-            first = api.get(path)
+            first = read(api, path)
             assert first["ETag"].startswith('W/"')
-            again = api.get(path, headers={"If-None-Match": first["ETag"]})
+            again = read(api, path, headers={"If-None-Match": first["ETag"]})
             assert again.status_code == 304, path
             assert again.content == b""
             assert again["ETag"] == first["ETag"]
 
     def test_weak_comparison_lists_and_the_star(self, api, incident_id):
-        tag = api.get("/api/incidents")["ETag"]
+        tag = read(api, "/api/incidents")["ETag"]
         for given in (tag.removeprefix("W/"), f'"x", {tag}', "*"):
-            assert api.get("/api/incidents", headers={"If-None-Match": given}).status_code == 304, given
-        assert api.get("/api/incidents", headers={"If-None-Match": '"x"'}).status_code == 200
+            assert read(api, "/api/incidents", headers={"If-None-Match": given}).status_code == 304, given
+        assert read(api, "/api/incidents", headers={"If-None-Match": '"x"'}).status_code == 200
 
     def test_whatever_changes_changes_the_tag(self, api, send, incident_id):
         paths = ("/api/incidents", f"/api/incidents/{incident_id}")
-        tags = [api.get(path)["ETag"] for path in paths]
+        tags = [read(api, path)["ETag"] for path in paths]
 
         def both_changed() -> bool:
             nonlocal tags
-            before, tags = tags, [api.get(path)["ETag"] for path in paths]
+            before, tags = tags, [read(api, path)["ETag"] for path in paths]
             return all(one != other for one, other in zip(before, tags, strict=True))
 
         send()
@@ -915,7 +922,7 @@ class TestPaths:
 
     def test_every_reply_has_its_request_id(self, api):
         for path in ("/api/incidents", "/nope", "/health", "/api/incidents/x"):
-            assert re.fullmatch("[0-9a-f]{32}", api.get(path)["X-Request-ID"])
+            assert re.fullmatch("[0-9a-f]{32}", read(api, path)["X-Request-ID"])
         assert api.get("/health", headers={"X-Request-ID": "mine-1"})["X-Request-ID"] == "mine-1"
         assert api.get("/health", headers={"X-Request-ID": "a b\r\n"})["X-Request-ID"] != "a b\r\n"
 

@@ -56,6 +56,44 @@ def without_aliases(endpoints):
     return [endpoint for endpoint in endpoints if not LEFT_OUT.fullmatch(endpoint[0])]
 
 
+ERRORS = {
+    "400": "What was sent is not right: `errors` names each mistake by its field.",
+    "401": "No credential, or none that is known, unexpired and unrevoked.",
+    "403": "The credential's role does not allow it; or the CSRF token is missing.",
+    "413": "The body is larger than 10 MiB, or holds too many values.",
+    "415": "The body is not `application/json` in UTF-8, or it is compressed.",
+    "503": "The database cannot be used. Nothing was changed that was not confirmed; try again after Retry-After.",
+}
+
+
+def with_common_errors(result, **_):
+    """What every operation of a kind may answer, said once. And a credential is always asked for off local mode."""
+    for operations in result["paths"].values():
+        for operation in operations.values():
+            operation["security"] = [one for one in operation.get("security", []) if one]
+            statuses = ["401", "403", "503"] if operation["security"] else []
+            if "requestBody" in operation:
+                statuses += ["400", "413", "415"]
+            elif any(one["in"] == "query" for one in operation.get("parameters", [])):
+                statuses.append("400")
+            for status in statuses:
+                operation["responses"].setdefault(status, _error(ERRORS[status]))
+            operation["responses"] = dict(sorted(operation["responses"].items()))
+    return _without_marks(result)
+
+
+def _without_marks(node):
+    """Without what spectacular notes for its own hook."""
+    if isinstance(node, dict):
+        return {name: _without_marks(one) for name, one in node.items() if name != "x-spec-enum-id"}
+    return [_without_marks(one) for one in node] if isinstance(node, list) else node
+
+
+def _error(description: str) -> dict:
+    schema = {"$ref": "#/components/schemas/Error"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
 class Schema(SpectacularJSONAPIView):
     role = "viewer"
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models.functions import Now
-from drf_spectacular.utils import extend_schema, inline_serializer
+from drf_spectacular.utils import OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -68,7 +68,7 @@ class Ready(APIView):
     @extend_schema(
         operation_id="ready",
         summary="Whether database, migrations, workers and the clock are there",
-        responses={200: READINESS, 503: READINESS},
+        responses={200: READINESS, 503: OpenApiResponse(READINESS, "Something is missing.")},
         auth=[],
         tags=["Health"],
     )

@@ -1,7 +1,8 @@
-"""What the API says of incidents, tickets and anomalies. The serializers describe it; the functions, which are ten times
-as fast on long lists, write it. A test holds the two together.
+"""What the API says of incidents, tickets and anomalies. The serializers describe it; the functions, which are ten
+times as fast on long lists, write it. A test holds the two together.
 """
 
+from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from config.current import Current
@@ -84,7 +85,7 @@ def anomaly_json(anomaly: Anomaly) -> dict:
     }
 
 
-# --- The same for the OpenAPI document ------------------------------------------------------------------------------------
+# --- The same for the OpenAPI document, which calls what is sent `<name>Request` ------------------------------------
 
 Moment = serializers.DateTimeField
 
@@ -129,6 +130,7 @@ class TicketSerializer(serializers.Serializer):
     mayBeDoubled = serializers.BooleanField()
 
 
+@extend_schema_serializer(component_name="RecentAnomaly")
 class AnomalySerializer(serializers.Serializer):
     eventId = serializers.CharField(allow_null=True)
     timestamp = Moment()
@@ -187,6 +189,7 @@ class ReopenedSerializer(serializers.Serializer):
     reopenedAt = Moment(allow_null=True)
 
 
+@extend_schema_serializer(component_name="Batch")
 class BatchRequestSerializer(serializers.Serializer):
     ids = serializers.ListField(child=serializers.CharField(), min_length=1, max_length=1000)
     action = serializers.ChoiceField(["acknowledge", "resolve", "escalate"])
@@ -198,6 +201,7 @@ class FailedSerializer(serializers.Serializer):
     message = serializers.CharField()
 
 
+@extend_schema_serializer(component_name="BatchResult")
 class BatchResponseSerializer(serializers.Serializer):
     updated = serializers.IntegerField()
     action = serializers.CharField()
@@ -218,8 +222,9 @@ class AuditSerializer(serializers.Serializer):
     entries = AuditEntrySerializer(many=True)
 
 
+@extend_schema_serializer(component_name="Anomaly")
 class AnomalyRequestSerializer(serializers.Serializer):
-    """One anomaly. The names that producers use (`anomaly_score`, `event_id`, `@timestamp` and so on) are welcome too."""
+    """One anomaly. The names that producers use (`anomaly_score`, `event_id`, `@timestamp` and so on) will do too."""
 
     service = serializers.CharField(max_length=200)
     severity = serializers.ChoiceField(Severity.values)
@@ -245,6 +250,7 @@ class IntakeErrorSerializer(serializers.Serializer):
     message = serializers.CharField()
 
 
+@extend_schema_serializer(component_name="Intake")
 class IntakeResponseSerializer(serializers.Serializer):
     received = serializers.IntegerField()
     created = serializers.IntegerField()
@@ -258,13 +264,13 @@ class IntakeResponseSerializer(serializers.Serializer):
     errors = IntakeErrorSerializer(many=True)
 
 
+@extend_schema_serializer(component_name="Retry")
 class RetryRequestSerializer(serializers.Serializer):
     ids = serializers.ListField(child=serializers.IntegerField(), required=False)
     incidentId = serializers.CharField(required=False)
 
 
+@extend_schema_serializer(component_name="RetryResult")
 class RetryResponseSerializer(serializers.Serializer):
     retried = serializers.IntegerField()
     tickets = TicketSerializer(many=True)
-
-

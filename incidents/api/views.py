@@ -10,7 +10,13 @@ import orjson
 from django.db.models import Count, Max, QuerySet
 from django.http import Http404, StreamingHttpResponse
 from django.utils.http import parse_etags, urlencode
-from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema, extend_schema_view
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    OpenApiResponse,
+    PolymorphicProxySerializer,
+    extend_schema,
+    extend_schema_view,
+)
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
@@ -34,13 +40,22 @@ RECENT_ANOMALIES = 20
 OTHER_INCIDENTS = 20
 CHUNK = 500
 
-ERRORS = {
-    400: shapes.ErrorSerializer,
-    401: shapes.ErrorSerializer,
-    403: shapes.ErrorSerializer,
-    404: shapes.ErrorSerializer,
+# What every operation may answer besides is added to the OpenAPI document where it is made.
+UNKNOWN = {404: OpenApiResponse(shapes.ErrorSerializer, "There is no such incident.")}
+REFUSED = {
+    409: OpenApiResponse(shapes.ErrorSerializer, "It was moved before: who did what, and when. Nothing changed.")
 }
-MOVE_ERRORS = ERRORS | {409: shapes.ErrorSerializer}
+UNCHANGED = {304: OpenApiResponse(description="Unchanged: what the tag in If-None-Match stands for is what there is.")}
+
+
+def _header(name: str, description: str, status: int = 200, kind: type = str) -> OpenApiParameter:
+    return OpenApiParameter(name, kind, OpenApiParameter.HEADER, response=[status], description=description)
+
+
+ETAG = [
+    OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description="An ETag of an answer before."),
+    _header("ETag", "A weak tag of what the answer shows."),
+]
 
 
 def _query(name: str, description: str, **more) -> OpenApiParameter:
@@ -55,9 +70,20 @@ LIST_PARAMETERS = [
     _query("since", "Created at this time or later, RFC 3339."),
     _query("until", "Created before this time."),
     _query("q", "Title, service, id or trace contain this text."),
-    _query("ordering", f"{', '.join(filters.ORDERINGS)}; with - before it the other way round. Default -createdAt."),
-    OpenApiParameter("limit", int, description="Incidents per page, 1 to 1000. Without it, all."),
+    _query(
+        "ordering",
+        "With - before it the other way round. Default -createdAt.",
+        enum=[sign + name for name in filters.ORDERINGS for sign in ("", "-")],
+    ),
+    OpenApiParameter(
+        "limit",
+        {"type": "integer", "minimum": 1, "maximum": filters.MOST_PER_PAGE},
+        description="Incidents per page. Without it, all.",
+    ),
     _query("cursor", "Where the page begins: from the Link header of the page before."),
+    *ETAG,
+    _header("Link", 'With limit: the next page, as <…>; rel="next".'),
+    _header("X-Total-Count", "With limit: how many incidents there are on all pages.", kind=int),
 ]
 
 
@@ -89,7 +115,7 @@ def _move_schema(name: str, summary: str, response, examples_: list):
         operation_id=f"{name}Incident",
         summary=summary,
         request=shapes.NoteSerializer,
-        responses={200: response} | MOVE_ERRORS,
+        responses={200: response} | UNKNOWN | REFUSED,
         examples=examples_,
         tags=["Incidents"],
     )
@@ -100,27 +126,30 @@ def _move_schema(name: str, summary: str, response, examples_: list):
         operation_id="listIncidents",
         summary="List incidents, newest first",
         parameters=LIST_PARAMETERS,
-        responses={200: shapes.IncidentSerializer(many=True)} | ERRORS,
+        responses={200: shapes.IncidentSerializer(many=True)} | UNCHANGED,
         examples=examples.LIST,
         tags=["Incidents"],
     ),
     retrieve=extend_schema(
         operation_id="getIncident",
         summary="One incident with its evidence, tickets and anomalies",
-        responses={200: shapes.IncidentDetailSerializer} | ERRORS,
+        parameters=ETAG,
+        responses={200: shapes.IncidentDetailSerializer} | UNKNOWN | UNCHANGED,
         tags=["Incidents"],
     ),
     acknowledge=_move_schema(
         "acknowledge", "Acknowledge an incident", shapes.AcknowledgedSerializer, examples.ACKNOWLEDGED
     ),
-    escalate=_move_schema("escalate", "Escalate to those who are paged", shapes.EscalatedSerializer, examples.ESCALATED),
+    escalate=_move_schema(
+        "escalate", "Escalate to those who are paged", shapes.EscalatedSerializer, examples.ESCALATED
+    ),
     resolve=_move_schema("resolve", "Resolve an incident", shapes.ResolvedSerializer, examples.RESOLVED),
     reopen=_move_schema("reopen", "Open an incident again", shapes.ReopenedSerializer, examples.REOPENED),
     batch=extend_schema(
         operation_id="batchUpdateIncidents",
         summary="Make one move on many incidents",
         request=shapes.BatchRequestSerializer,
-        responses={200: shapes.BatchResponseSerializer} | ERRORS,
+        responses=shapes.BatchResponseSerializer,
         examples=examples.BATCH,
         tags=["Incidents"],
     ),
@@ -250,7 +279,7 @@ def _has(request: Request, etag: str) -> bool:
 
 
 def _streamed(rows: QuerySet) -> Iterator[bytes]:
-    """A JSON array, a chunk at a time. The first rows are read before the answer begins, while it can still be a 503."""
+    """A JSON array, a chunk at a time. The first rows are read before it begins, while it can still be a 503."""
     incidents = rows.iterator(chunk_size=CHUNK)
     first = next(incidents, None)
     return _array(chain([first], incidents) if first is not None else iter(()))
@@ -287,12 +316,12 @@ class Anomalies(APIView):
             ),
         ],
         request=PolymorphicProxySerializer(
-            "AnomalyOrAnomalies",
+            "Anomalies",
             [shapes.AnomalyRequestSerializer, shapes.AnomalyRequestSerializer(many=True)],
             resource_type_field_name=None,
             many=False,
         ),
-        responses={200: shapes.IntakeResponseSerializer} | ERRORS | {413: shapes.ErrorSerializer},
+        responses=shapes.IntakeResponseSerializer,
         examples=examples.INTAKE,
         tags=["Anomalies"],
     )
@@ -369,7 +398,7 @@ class Audit(APIView):
         operation_id="getAudit",
         summary="The state changes of an incident, oldest first",
         parameters=[_query("incident_id", "The incident whose audit trail to read.", required=True)],
-        responses={200: shapes.AuditSerializer} | ERRORS,
+        responses={200: shapes.AuditSerializer} | UNKNOWN,
         examples=examples.AUDIT,
         tags=["Audit"],
     )
@@ -400,7 +429,7 @@ class RetryTickets(APIView):
         operation_id="retryTickets",
         summary="Send tickets again now, whatever they wait for",
         request=shapes.RetryRequestSerializer,
-        responses={200: shapes.RetryResponseSerializer} | ERRORS,
+        responses={200: shapes.RetryResponseSerializer} | UNKNOWN,
         tags=["Tickets"],
     )
     def post(self, request: Request) -> Response:
@@ -423,4 +452,3 @@ def _tickets_named(body: dict) -> list[int]:
     if not whole or not 1 <= len(ids) <= 100:
         raise ValidationError({"ids": "Name 1 to 100 tickets by their numbers, or an incident by incidentId."})
     return list(Ticket.objects.filter(pk__in=ids).order_by("pk").values_list("pk", flat=True))
-

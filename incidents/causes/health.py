@@ -42,7 +42,7 @@ def check() -> Health:
         pk=1,
         defaults={
             "provider": config.provider,
-            "model": config.model,
+            "model": config.model[:200],
             "available": not error,
             "error": error[:500],
             "settings_at": config.changed_at or NEVER,

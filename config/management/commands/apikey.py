@@ -40,7 +40,8 @@ class Command(BaseCommand):
 
     def list(self, **_):
         for key in ApiKey.objects.order_by("name"):
-            state = "revoked" if key.revoked_at else "expires " + f"{key.expires_at:%Y-%m-%d}" if key.expires_at else "usable"
+            expiry = f"expires {key.expires_at:%Y-%m-%d}" if key.expires_at else "usable"
+            state = "revoked" if key.revoked_at else expiry
             used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
             self.stdout.write(f"{key.name}\t{key.role}\t{key.prefix}…\t{state}\tlast used {used}")
 
