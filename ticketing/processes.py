@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A Unix socket's path has room for 107 bytes.
 SOCKET_PATH_BYTES = 100
+ALONE = ("web", "worker", "beat")
+BEAT_SCHEDULE = "beat-schedule"  # the file's name may get an ending
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,13 @@ def product(data_dir: Path, *, web_fd: int, with_broker: bool) -> list[Process]:
 
 
 def demo() -> Process:
-    """Stand-in platforms and a week of faults, for who has no account anywhere. Part of the tests, not of the product."""
+    """Stand-in platforms and a week of faults, for who has no account anywhere. A part of the tests."""
     return Process("demo", (sys.executable, "-m", "tests.demo"), {"PYTHONUNBUFFERED": "1"})
+
+
+def alone(name: str, data_dir: Path) -> tuple[str, ...]:
+    """What to execute where somebody else looks after each process: a container's engine, or systemd."""
+    return {"web": web(), "worker": worker(), "beat": beat(data_dir)}[name]
 
 
 def web(fd: int | None = None) -> tuple[str, ...]:
@@ -60,7 +67,7 @@ def worker() -> tuple[str, ...]:
 
 
 def beat(data_dir: Path) -> tuple[str, ...]:
-    return (*_celery("beat"), "-s", str(data_dir / "beat-schedule"))
+    return (*_celery("beat"), "-s", str(data_dir / BEAT_SCHEDULE))
 
 
 def _celery(command: str) -> tuple[str, ...]:
