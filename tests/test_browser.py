@@ -208,12 +208,16 @@ def test_the_page_follows_what_happens(console):
     page.keyboard.press(".")
     page.wait_for_selector("#act-reopen")
     assert "by bob" in page.inner_text("#head")
+    assert page.inner_text("#state") == "bob changed this just now: resolved"
 
 
-def test_a_page_whose_login_has_ended_says_so(console):
-    opened("payment-api")
+@pytest.mark.parametrize("path", ["", "{id}/"])
+def test_a_page_whose_login_has_ended_says_so(console, path):
+    [incident] = opened("payment-api")
+    address = LIST + path.format(id=incident.id)
     visitor = console()
     page = visitor.sign_in()
+    page.goto(address)
     visitor.context.clear_cookies()
     page.keyboard.press(".")
     page.wait_for_selector("text=Signed out: sign in again")

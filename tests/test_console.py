@@ -744,6 +744,22 @@ def test_the_overview_counts_what_asks_for_somebody(viewer):
     assert "2 incidents in the last 24 hours" in text(reply)
 
 
+def test_the_overview_tells_how_long_it_took_at_the_same_cost_whatever_there_is(admin):
+    def cost() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            assert admin.get("/admin/").status_code == 200
+        return len(queries)
+
+    [incident] = opened(anomaly())
+    hour = timezone.now() - timedelta(hours=1)
+    Incident.objects.update(created_at=hour, resolved_at=hour + timedelta(minutes=7), status="resolved")
+    few = cost()
+    assert ">7m / 7m<" in text(admin.get("/admin/"))
+    many(60)
+    assert cost() == few
+    assert few <= 12
+
+
 def test_the_audit_can_be_searched(viewer):
     [incident] = opened(anomaly())
     changes.patch_anomaly({"minimumScore": 0.7}, actor="user:root")

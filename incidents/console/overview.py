@@ -5,13 +5,14 @@ from datetime import datetime, timedelta
 from django.db.models import Count, Q
 from django.utils import timezone
 
-from config.current import current
 from incidents.console import charts, listing
 from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket
+from incidents.templatetags.console import span
 from platforms.catalog import PLATFORMS
 
 FORGOTTEN = timedelta(minutes=15)
 TOP_SERVICES = 5
+MOST_TIMED = 5000
 
 
 def context() -> dict:
@@ -27,6 +28,7 @@ def context() -> dict:
         "severities": list(SEVERITY_RANK),
         "platforms": _platforms(now, late),
         "services": _top_services(now),
+        "times": _times(now),
         "model": ModelHealth.objects.first(),
     }
 
@@ -52,15 +54,43 @@ def _platforms(now: datetime, late: listing.Late) -> list[dict]:
     """Per platform: whether it is used, what it was told in the last day, and what waits."""
     sent = Ticket.objects.filter(created_at__gte=now - timedelta(days=1)).order_by().values_list("platform")
     counts = dict(sent.annotate(count=Count("pk", filter=Q(created_remotely_at__isnull=False))))
-    config = current()
+    used = set(listing.enabled_platforms().values_list("platform", flat=True))
     rows = []
     for name, platform in PLATFORMS.items():
         behind, since = late.platforms.get(name, (0, None))
-        enabled = config.platforms[name].enabled
+        enabled = name in used
         warning = platform.warning if enabled else ""
         row = {"name": name, "label": platform.label, "enabled": enabled, "sent": counts.get(name, 0)}
         rows.append(row | {"late": behind, "since": since, "warning": warning})
     return rows
+
+
+def _times(now: datetime) -> list[dict]:
+    """Per severity, over the last week's incidents (the newest 5,000): how long people took, and who told causes."""
+    week = Incident.objects.filter(created_at__gte=now - timedelta(days=7)).newest_first()
+    columns = ("severity", "created_at", "acknowledged_at", "resolved_at", "fallback")
+    rows = list(week.values_list(*columns)[:MOST_TIMED])
+    told = []
+    for severity in SEVERITY_RANK:
+        mine = [row for row in rows if row[0] == severity]
+        told.append(
+            {
+                "severity": severity,
+                "count": len(mine),
+                "acknowledged": _middle_and_most([(row[2] - row[1]).total_seconds() for row in mine if row[2]]),
+                "resolved": _middle_and_most([(row[3] - row[1]).total_seconds() for row in mine if row[3]]),
+                "by_model": f"{100 * sum(not row[4] for row in mine) // len(mine)} %" if mine else "",
+            }
+        )
+    return told
+
+
+def _middle_and_most(seconds: list[float]) -> str:
+    """The median and the 90th percentile, in words."""
+    if not seconds:
+        return ""
+    ordered = sorted(seconds)
+    return f"{span(ordered[len(ordered) // 2])} / {span(ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)])}"
 
 
 def _top_services(now: datetime) -> list[tuple[str, int]]:

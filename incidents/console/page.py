@@ -94,7 +94,7 @@ def context(incident: Incident, params: QueryDict, now: datetime) -> dict:
         "lines": lines,
         "facts": facts(incident),
         "evidence": evidence_facts(evidence),
-        "log_lines": evidence.log_lines[:EVIDENCE_LINES],
+        "log_lines": _log_lines(evidence),
         "waiting_for_model": incident.model_due_at is not None and incident.fallback,
         "chart": charts.anomalies(incident),
         "anomalies": anomalies,
@@ -155,6 +155,11 @@ def evidence_facts(evidence: Evidence) -> list[tuple[str, str]]:
         ("Impact", _impact(evidence)),
     ]
     return [(name, value) for name, value in known if value]
+
+
+def _log_lines(evidence: Evidence) -> list[str]:
+    lines = evidence.log_lines[:EVIDENCE_LINES]
+    return [" ".join(filter(None, (line.at, line.level, line.service, line.message))) for line in lines]
 
 
 def _impact(evidence: Evidence) -> str:

@@ -188,7 +188,9 @@ class Row:
 
     @property
     def shown_lines(self) -> list[page.TicketLine]:
-        return [line for line in self.lines if line.state.name != "not needed"]
+        """The troubled first: where the column is too narrow for all, they are the last to go."""
+        shown = [line for line in self.lines if line.state.name != "not needed"]
+        return sorted(shown, key=lambda line: not line.troubled)
 
     @property
     def version(self) -> tuple:

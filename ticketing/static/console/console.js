@@ -80,10 +80,12 @@
   const say = (text, late) => {
     if (!state) return;
     const span = $("span", state);
+    if (incident) state.hidden = !text;
     state.classList.toggle("late", !!late);
     if (span.textContent !== text) span.textContent = text;
   };
-  const sayState = () => say(paused ? "Paused" : `Live · ${lastGood}`);
+  let said = 0;  // until when a change that somebody else made stays told
+  const sayState = () => incident ? Date.now() > said && say("") : say(paused ? "Paused" : `Live · ${lastGood}`);
   const occupied = () => chosen().length > 0 || !!$("#rows tbody:hover") || !!$("#rows tbody tr.here") ||
     !!(document.activeElement && document.activeElement.closest("#rows tbody"));
 
@@ -139,7 +141,7 @@
   };
   const mergePage = (fresh) => {
     const before = $("#head").dataset.status, now = $("#head", fresh);
-    if (now.dataset.status !== before) say(`${now.dataset.by || "Somebody"}: now ${now.dataset.status}`);
+    if (now.dataset.status !== before) { said = Date.now() + 30000; say(`${now.dataset.by || "Somebody"} changed this just now: ${now.dataset.status}`); }
     for (const id of ["head", "cause", "anomalies", "timeline", "tickets", "facts", "others"]) {
       const old = $(`#${id}`), next = $(`#${id}`, fresh);
       if (!old || !next || old.contains(document.activeElement) && document.activeElement.matches("textarea, input")) continue;
@@ -177,10 +179,10 @@
     timer = setTimeout(poll, seconds * 1000);
   };
   const signedOut = () => {
-    say("", true);
+    say("Signed out", true);
     const link = document.createElement("a");
     link.href = location.href; link.target = "_blank"; link.textContent = "Signed out: sign in again";
-    if (state) $("span", state).replaceChildren(link);
+    if (state) { state.hidden = false; $("span", state).replaceChildren(link); }
     timer = setTimeout(poll, 15000);
   };
   const pause = () => {
