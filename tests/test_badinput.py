@@ -450,6 +450,20 @@ def test_a_host_that_is_not_ours_is_a_400(db, host):
     assert reply.json()["status"] == "error"
 
 
+@pytest.mark.parametrize(
+    "name", ["X_Forwarded_Host", "X_Forwarded_Proto", "X_Forwarded_Port", "X_Original_Host", "Forwarded"]
+)
+def test_a_forged_host_leads_nobody_elsewhere(ask, name):
+    ask("POST", "/api/v1/anomalies", json.dumps([json.loads(anomaly(service=f'"s{n}"')) for n in range(2)]))
+    link = ask("GET", "/api/incidents?limit=1", **{name: "evil.example"}).headers["link"]
+    assert link.startswith("<http://testserver/api/incidents?")
+
+
+@pytest.mark.parametrize("depth", [1000, 20_000])
+def test_a_deep_body_is_told_what_is_wrong(ask, depth):
+    assert "nested too deeply" in ask("POST", "/api/v1/anomalies", "[" * depth + "]" * depth).json()["message"]
+
+
 # --- Configuration ----------------------------------------------------------------------------------------------------
 
 WRONG = [

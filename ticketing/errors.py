@@ -85,7 +85,9 @@ def store_down(request: HttpRequest, error: Exception) -> HttpResponse | None:
         return None
     connection.close()
     log.error("The database cannot be used: %s", type(error).__name__)
-    return _answer(request, 503)
+    answer = _answer(request, 503)
+    answer["Retry-After"] = "2"
+    return answer
 
 
 def _answer(request: HttpRequest, status: int, message: str = "") -> HttpResponse:
