@@ -22,6 +22,7 @@ from tests.standins import Standins
 from tests.test_run import free_port, until
 from ticketing import processes
 from ticketing.management.commands.reference import render
+from ticketing.metrics import METRICS
 from ticketing.processes import ROOT
 from ticketing.reference import SETTINGS
 
@@ -157,6 +158,61 @@ class TestTheImage:
         assert "--require-hashes" in DOCKERFILE
         assert not re.search(r"SECRET|_KEYS|PASSWORD|ARG ", DOCKERFILE)
         assert {f"/data:uid={10001},gid={10001},mode=0700"} < set(OURS["web"]["tmpfs"])
+
+
+class TestDashboardAndAlerts:
+    """They name metrics that exist, by labels that they have, and lead to a paragraph that says what to do."""
+
+    ALERTS = yaml.safe_load((ROOT / "docker/alerts.yaml").read_text())["groups"][0]["rules"]
+    DASHBOARD = json.loads((ROOT / "docker/grafana-dashboard.json").read_text())
+    KNOWN = {metric.name: {*metric.labels} for metric in METRICS} | {
+        f"{metric.name}_{part}": {*metric.labels, "le"}
+        for metric in METRICS
+        if metric.kind == "histogram"
+        for part in ("bucket", "sum", "count")
+    }
+
+    def expressions(self) -> list[str]:
+        asked = [target["expr"] for panel in self.DASHBOARD["panels"] for target in panel["targets"]]
+        return asked + [rule["expr"] for rule in self.ALERTS]
+
+    def test_name_metrics_and_labels_that_exist(self):
+        named = set()
+        for expression in self.expressions():
+            names = set(re.findall(r"\bticketing_[a-z_]+", expression))
+            assert names <= set(self.KNOWN), expression
+            labels = set().union(*(self.KNOWN[name] for name in names), {"job"})
+            used = re.findall(r"([a-z]+)=\"", expression)
+            used += [word for words in re.findall(r"by \(([a-z, ]+)\)", expression) for word in words.split(", ")]
+            assert set(used) <= labels, expression
+            assert expression.count("(") == expression.count(")")
+            named |= names
+        assert len(named) > 12
+
+    def test_every_alert_says_what_to_do(self):
+        headings = re.findall(r"^### (\w+)$", (ROOT / "docs/operate.md").read_text(), re.MULTILINE)
+        assert [rule["alert"] for rule in self.ALERTS] == headings
+        for rule in self.ALERTS:
+            assert rule["annotations"]["runbook_url"] == f"docs/operate.md#{rule['alert'].lower()}"
+            assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+
+    def test_panels_do_not_overlap(self):
+        places = set()
+        for panel in self.DASHBOARD["panels"]:
+            at = panel["gridPos"]
+            mine = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            assert not places & mine
+            places |= mine
+        assert max(x for x, _ in places) == 23
+
+
+def test_the_operators_page_names_commands_and_settings_that_exist():
+    text = (ROOT / "docs/operate.md").read_text()
+    assert set(re.findall(r"manage\.py ([a-z]+)", text)) <= set(get_commands())
+    written = set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE))
+    assert {name for name, setting in SETTINGS.items() if setting.needed} <= written
+    for path in re.findall(r"\]\(([\w/.]+)\)", text):
+        assert (ROOT / "docs" / path).exists(), path
 
 
 def _health_of(service: dict) -> list[list[str]]:

@@ -50,7 +50,7 @@ PAUSED = _gauge("platform_paused", "1 while the platform is left alone (429, or 
 FAILURES = _gauge("platform_failures", "Failures in a row, over all of its tickets.", EACH_PLATFORM)
 BREAKER = _gauge(
     "platform_breaker_open",
-    f"1 from {BREAKER_OPENS_AT} failures in a row until a success: attempts are few and far between.",
+    f"1 from {BREAKER_OPENS_AT} failures in a row until a success: the platform is as good as down.",
     EACH_PLATFORM,
 )
 INCIDENTS = _gauge(
