@@ -17,9 +17,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from auditlog.models import Entry
-from config import current, rotation
+from config import current, probes, rotation
 from config.models import PlatformVersion, Section
 from incidents import tasks, wakeup
+from incidents.causes import health
 from incidents.models import Ticket
 from platforms.catalog import PLATFORMS
 
@@ -73,8 +74,10 @@ def hits(forms: set[str], *texts: str) -> list[str]:
 HOW = {
     "401": {"kind": "status", "code": 401, "body": "Invalid credentials"},
     "500": {"kind": "status", "code": 500, "body": "broken"},
-    "redirect": {"kind": "status", "code": 302, "headers": {"Location": "http://127.0.0.1:1/elsewhere"}},
+    "redirect": {"kind": "redirect", "code": 302},
+    "malformed": {"kind": "malformed", "what": "head"},
     "reset": {"kind": "reset"},
+    "timeout": {"kind": "hang"},
     "not JSON": {"kind": "status", "code": 200, "body": "<html>"},
 }
 
@@ -90,7 +93,7 @@ def everything_fails(configured, standins):
 
 
 class TestWhateverGoesWrong:
-    @pytest.mark.parametrize("how", [*HOW, "refused by the stand-ins themselves"])
+    @pytest.mark.parametrize("how", [*sorted(set(HOW) - {"timeout"}), "refused by the stand-ins themselves"])
     def test_no_answer_log_row_or_entry_tells_a_secret(
         self, configured, standins, everything_fails, api, send, work, caplog, forms, how
     ):
@@ -119,6 +122,16 @@ class TestWhateverGoesWrong:
         assert not hits(forms, caplog.text, *(str(record.__dict__) for record in caplog.records))
         assert not hits(forms, *(str(entry.__dict__) for entry in Entry.objects.all()))
         assert not hits(forms, *_rows())
+
+    def test_a_timeout_tells_none(self, configured, everything_fails, api, caplog, forms, monkeypatch):
+        monkeypatch.setattr(probes, "DEADLINE_SECONDS", 0.2)
+        monkeypatch.setattr(health, "DEADLINE_SECONDS", 0.2)
+        caplog.set_level(logging.DEBUG)
+        everything_fails("timeout")
+        answers = [api.post("/api/v1/test-connection", {"platform": name}, format="json") for name in PLATFORMS]
+        answers.append(api.post("/api/v1/test-llm"))
+        assert {answer.json()["status"] for answer in answers} == {"error"}
+        assert not hits(forms, caplog.text, *(answer.content.decode() for answer in answers))
 
     def test_a_vendor_that_echoes_what_it_was_sent_is_masked(self, configured, standins, api, forms, send, work):
         secrets = [text for name in CANARIES for text in CANARIES[name].values()]
