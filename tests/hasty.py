@@ -1,0 +1,17 @@
+"""The Celery application in a hurry: what does not page has short leases and a quick search, so that a test of crashes
+need not wait a minute for each. What pages keeps its times.
+"""
+
+import django
+
+from ticketing.celery import app
+
+django.setup()
+
+from incidents.delivery import attempts  # noqa: E402  (needs Django to be set up)
+from platforms.catalog import PLATFORMS  # noqa: E402
+
+__all__ = ["app"]
+
+attempts.OTHER = attempts.Times(deadline=4, lease=6)
+PLATFORMS["jira"].search_lag = 3.0
