@@ -24,7 +24,7 @@
     for (const time of $$("#live time:not([data-fixed])")) {
       const at = new Date(time.dateTime), seconds = (Date.now() - at) / 1000;
       if (!time.dataset.utc) {
-        time.dataset.utc = time.title || "";
+        time.dataset.utc = time.title || `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`;
         time.dataset.relative = /^\d+[smhd]/.test(time.textContent) ? "1" : "";
       }
       time.title = `${time.dataset.utc} (${at.toLocaleString()} local)`;
