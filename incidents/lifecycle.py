@@ -62,13 +62,22 @@ class Refused:
     unknown: bool = False
 
 
+@dataclass(frozen=True)
+class Author:
+    """Who is behind a change, as the audit names them, and the request it came with."""
+
+    actor: str
+    request_id: str = ""
+
+
 # --- Opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_incidents(incidents: Sequence[Incident], config: Current, *, actor: str, request_id: str) -> None:
+def open_incidents(opened: Sequence[tuple[Incident, Author]], config: Current) -> None:
     """Writes new incidents with their audit entries and tickets. Call it inside the intake's transaction."""
-    if not incidents:
+    if not opened:
         return
+    incidents = [incident for incident, _ in opened]
     ask_model = config.llm.configured
     model_healthy = ask_model and _model_is_healthy(config)
     for incident in incidents:
@@ -79,14 +88,14 @@ def open_incidents(incidents: Sequence[Incident], config: Current, *, actor: str
         auditlog.entry(
             incident.subject,
             "created",
-            actor=actor,
+            actor=author.actor,
             details="Incident created from anomaly detection",
             at=incident.created_at,
-            request_id=request_id,
+            request_id=author.request_id,
             to=Status.OPEN.value,
             platforms=incident.platforms,
         )
-        for incident in incidents
+        for incident, author in opened
     )
     _create_tickets([(i, name) for i in incidents for name in i.platforms], config, wait_for_cause=model_healthy)
     if ask_model:
@@ -133,11 +142,10 @@ def move(
     return results
 
 
-def reopen_for_anomaly(incidents: Sequence[Incident], *, actor: str, request_id: str, now: datetime) -> None:
+def reopen_for_anomaly(incidents: Sequence[Incident], author: Author, *, now: datetime) -> None:
     """Resolved incidents that burn again, already locked by the intake."""
-    if incidents:
-        why = " by a new anomaly"
-        _apply(MOVES["reopen"], incidents, actor=actor, note="", request_id=request_id, why=why, now=now)
+    who = {"actor": author.actor, "request_id": author.request_id}
+    _apply(MOVES["reopen"], incidents, **who, note="", why=" by a new anomaly", now=now)
 
 
 def _decide(wanted: Move, incident_id: str, incident: Incident | None) -> Moved | Refused:

@@ -9,12 +9,13 @@ MESSAGE = "refused by the test"
 
 CREATE = {
     "sqlite": (
-        "CREATE TRIGGER refusal BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, '" + MESSAGE + "'); END",
+        "CREATE TRIGGER refusal BEFORE {event} ON {table} WHEN {when} "
+        "BEGIN SELECT RAISE(ABORT, '" + MESSAGE + "'); END",
     ),
     "postgresql": (
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION '" + MESSAGE + "'; END $$",
-        "CREATE TRIGGER refusal BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "CREATE TRIGGER refusal BEFORE {event} ON {table} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse()",
     ),
 }
 DROP = {
@@ -24,16 +25,16 @@ DROP = {
 
 
 @contextmanager
-def refusing(table: str, event: str = "INSERT") -> Iterator[None]:
-    """Within, each INSERT (or UPDATE) of the table fails with `MESSAGE`."""
-    _run(CREATE, table, event)
+def refusing(table: str, event: str = "INSERT", when: str = "1 = 1") -> Iterator[None]:
+    """Within, each INSERT (or UPDATE) of the table fails with `MESSAGE`, or of those rows where a condition holds."""
+    _run(CREATE, table=table, event=event, when=when)
     try:
         yield
     finally:
-        _run(DROP, table, event)
+        _run(DROP, table=table)
 
 
-def _run(statements: dict[str, tuple[str, ...]], table: str, event: str) -> None:
+def _run(statements: dict[str, tuple[str, ...]], **words: str) -> None:
     with connection.cursor() as cursor:
         for statement in statements[connection.vendor]:
-            cursor.execute(statement.format(table=table, event=event))
+            cursor.execute(statement.format(**words))

@@ -1,6 +1,8 @@
 """Which incident an anomaly belongs to: rule by rule through the API, then random streams against an oracle."""
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -207,7 +209,8 @@ class TestCost:
         intake.accept([{"service": "warm", "severity": "low", "score": 1}], actor="local")
         with CaptureQueriesContext(connection) as captured:
             intake.accept(items, actor="local")
-        return len([query for query in captured if "SAVEPOINT" not in query["sql"]])
+        # The configuration is read twice a second, whatever is asked.
+        return len([q for q in captured if "SAVEPOINT" not in q["sql"] and "config_" not in q["sql"]])
 
     def items(self, number: int, services: int) -> list[dict]:
         return [
@@ -439,3 +442,72 @@ def test_nothing_is_kept_of_an_intake_that_cannot_be_finished(connect, table):
         assert not model.objects.exists(), model
     assert Entry.objects.count() == known
     assert [result.outcome for result in intake.accept(items, actor="local")] == ["created", *["deduplicated"] * 2]
+
+
+# --- Together ---------------------------------------------------------------------------------------------------------
+
+
+def together(requests: dict[str, list[dict]]) -> dict[str, list[str] | Exception]:
+    """Lets these requests, by their ids, all wait for one turn. Returns the outcomes of each, or what it raised."""
+
+    def run(request_id: str) -> list[str] | Exception:
+        try:
+            results = intake.accept(requests[request_id], actor=f"key:{request_id}", request_id=request_id)
+            return [result.outcome for result in results]
+        except DatabaseError as error:
+            return error
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        with intake._turn:
+            done = {}
+            for number, request_id in enumerate(requests, 1):
+                done[request_id] = pool.submit(run, request_id)
+                while len(intake._waiting) < number:
+                    assert not done[request_id].done()
+                    time.sleep(0.001)
+        return {request_id: future.result(30) for request_id, future in done.items()}
+
+
+@pytest.mark.django_db(transaction=True)
+class TestTogether:
+    def item(self, service: str, **more: object) -> dict:
+        return {"service": service, "severity": "low", "score": 1.0} | more
+
+    def test_requests_that_wait_share_a_transaction_and_each_keeps_its_author(self):
+        requests = {f"r{n}": [self.item(f"s{n}"), self.item("all", eventId=f"e{n % 2}")] for n in range(4)}
+        assert together(requests) == {
+            "r0": ["created", "created"],
+            "r1": ["created", "deduplicated"],
+            "r2": ["created", "redelivered"],
+            "r3": ["created", "redelivered"],
+        }
+        assert Incident.objects.values("created_at").distinct().count() == 1
+        entries = Entry.objects.filter(subject__startswith="incident:").order_by("id")
+        assert [(e.actor, e.request_id) for e in entries] == [(f"key:{r}", r) for r in ("r0", "r0", "r1", "r2", "r3")]
+
+    def test_a_reopening_is_told_of_the_request_that_brought_it(self):
+        [first] = intake.accept([self.item("s")], actor="local")
+        lifecycle.move("resolve", [first.incident_id], actor="user:anna")
+        later = at(datetime.now(UTC) + timedelta(minutes=1))
+        assert together({"a": [self.item("other")], "b": [self.item("s", timestamp=later)]})["b"] == ["reopened"]
+        entry = lifecycle.audit_of(first.incident_id).last()
+        assert (entry.action, entry.actor, entry.request_id) == ("reopened", "key:b", "b")
+
+    def test_one_that_cannot_be_taken_fails_alone(self):
+        requests = {name: [self.item(name, eventId=name), self.item("all")] for name in ("a", "poison", "b")}
+        with refusing("incidents_anomaly", when="NEW.service = 'poison'"):
+            ended = together(requests)
+        assert MESSAGE in str(ended.pop("poison"))
+        assert ended == {"a": ["created", "created"], "b": ["created", "deduplicated"]}
+        assert set(SeenEvent.objects.values_list("event_id", flat=True)) == {"a", "b"}
+        assert not Incident.objects.filter(service="poison").exists()
+        assert not intake._waiting
+
+    def test_more_than_fits_is_taken_in_several_turns(self, monkeypatch):
+        monkeypatch.setattr(intake, "MOST_TOGETHER", 5)
+        ended = together({f"r{n}": [self.item(f"s{n}") for _ in range(3 if n else 7)] for n in range(5)})
+        assert [outcomes[0] for outcomes in ended.values()] == ["created"] * 5
+        assert Incident.objects.count() == 5
+        assert Anomaly.objects.count() == 19

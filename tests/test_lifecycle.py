@@ -119,7 +119,7 @@ class TestMoves:
             found = intake.accept([EVENT | {"service": f"{number}-{n}"} for n in range(number)], actor="x")
             with CaptureQueriesContext(connection) as captured:
                 lifecycle.move("acknowledge", [result.incident_id for result in found], actor="user:anna")
-            return len(captured)
+            return len([query for query in captured if "config_" not in query["sql"]])  # read twice a second
 
         # SQLite writes 999 values in a statement, so many audit entries are several.
         assert cost(2) == cost(100 if connection.vendor == "sqlite" else 1000)

@@ -74,9 +74,9 @@ def test_a_batch_keeps_the_same_whole_events_as_one_by_one():
 
 
 def test_of_few_anomalies_all_are_kept_whole():
-    take(*({"eventId": f"e{n}"} for n in range(41)))
+    take(*({"eventId": f"e{n}"} for n in range(40)))
     retention.prune()
-    assert len(with_payload()) == 41
+    assert len(with_payload()) == 40
 
 
 def test_incidents_are_trimmed_each_on_its_own():
