@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,6 +23,8 @@ MOST_PER_PAGE = 1000
 MOST_VALUES = 200
 LONGEST_SEARCH = 200
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+# A plus sign that was not escaped arrives as a blank: `15:30:00 01:00`.
+PLUS_UNESCAPED = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$", re.ASCII)
 SEARCHED = ("title", "service", "id", "trace_id")
 
 ORDERINGS = {
@@ -100,7 +103,7 @@ class IncidentFilter(django_filters.FilterSet):
 
 def _moment(name: str, value: str) -> datetime:
     try:
-        moment = parse_datetime(value.replace(" ", "+")) or parse_date(value)
+        moment = parse_datetime(PLUS_UNESCAPED.sub(r"\1+\2", value)) or parse_date(value)
     except ValueError:
         moment = None
     if moment is None:
