@@ -5,6 +5,7 @@ holds nobody, and a burst of incidents becomes a handful of messages.
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ class _Publisher:
         self.pid = os.getpid()
         self.words: dict[str, set[str]] = {}
         self.condition = threading.Condition()
-        self.complained_at = 0.0
+        self.complained_at = -math.inf
         threading.Thread(target=self.run, name="wakeup", daemon=True).start()
 
     def leave(self, queue: str, names: set[str]) -> None:

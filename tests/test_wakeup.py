@@ -1,0 +1,117 @@
+"""Wake-ups through a broker that is killed, full or frozen: they cost nobody anything, and come back when it does."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import redis
+from celery import Celery, current_app
+
+from incidents import wakeup
+from tests.engines import _free_port as free_port
+from ticketing.processes import broker
+
+
+class Broker:
+    """A Valkey on a port of its own, that can be mistreated."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        argv = (*broker(self.folder).argv, "--port", str(self.port), "--bind", "127.0.0.1")
+        self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.client = redis.Redis(port=self.port)
+        until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            return self.client.ping()
+        except redis.ConnectionError:
+            return False
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def waiting(self) -> int:
+        return self.client.llen("tickets")
+
+
+def until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def other_broker(tmp_path):
+    broker = Broker(tmp_path)
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def publisher(other_broker):
+    before = current_app._get_current_object()
+    app = Celery("wakeups", broker=other_broker.url)
+    app.conf.broker_transport_options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+    app.set_default()
+    yield wakeup._Publisher()
+    app.close()
+    before.set_default()
+
+
+def wakes(publisher, broker: Broker) -> bool:
+    before = broker.waiting()
+    publisher.leave("tickets", {"slack"})
+    until(lambda: broker.waiting() > before)
+    return True
+
+
+def test_a_killed_broker_is_found_again(publisher, other_broker):
+    assert wakes(publisher, other_broker)
+    other_broker.kill()
+    publisher.leave("tickets", {"slack"})
+    other_broker.start()
+    until(lambda: not publisher.words)
+    assert wakes(publisher, other_broker)
+
+
+def test_a_full_broker_stops_nothing_for_ever(publisher, other_broker, caplog):
+    assert wakes(publisher, other_broker)
+    other_broker.client.config_set("maxmemory", "1mb")
+    for _ in range(3):
+        publisher.leave("tickets", {"slack"})
+        until(lambda: not publisher.words)
+    until(lambda: "No wake-up could be published" in caplog.text)
+    assert caplog.text.count("No wake-up could be published") == 1, "once a minute, not per wake-up"
+    other_broker.client.config_set("maxmemory", "256mb")
+    time.sleep(0.1)
+    assert wakes(publisher, other_broker)
+
+
+def test_a_frozen_broker_holds_nobody(publisher, other_broker):
+    assert wakes(publisher, other_broker)
+    os.kill(other_broker.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        for _ in range(1000):
+            publisher.leave("tickets", {"slack", "jira"})
+        assert time.monotonic() - began < 0.5
+    finally:
+        os.kill(other_broker.process.pid, signal.SIGCONT)
+    assert wakes(publisher, other_broker)
+
+
+def test_a_burst_becomes_a_handful_of_messages(publisher, other_broker):
+    for _ in range(1000):
+        publisher.leave("tickets", {"slack"})
+    until(lambda: not publisher.words)
+    assert other_broker.waiting() < 300
