@@ -5,6 +5,7 @@
 #   make demo    the same with stand-in platforms and a week of faults, in a data directory of its own.
 #   make test    lint, then all tests: what uses a database on SQLite, then everything on PostgreSQL.
 #                DATABASE_URL and BROKER_URL choose existing servers; WORKERS=4 runs more at once.
+#   make pictures  takes the pictures in docs/ from the demo's data. Needs Chromium.
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -16,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 # Two copies that start at once share the installation instead of writing over each other's.
 LOCK = $(shell command -v flock >/dev/null && echo flock $(VENV)/install.lock)
 
-.PHONY: run demo test lint pins clean
+.PHONY: run demo test lint pictures pins clean
 
 run: export LOCAL_MODE ?= 1
 run: $(VENV)/run.stamp
@@ -34,6 +35,9 @@ test: lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
+
+pictures: $(VENV)/run.stamp $(VENV)/test.stamp
+	$(BIN)/python -m tests.pictures
 
 # Stamps, so that a later start looks at two dates and goes on.
 $(VENV)/run.stamp: requirements.txt
