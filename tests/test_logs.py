@@ -6,6 +6,7 @@ import logging
 import pytest
 from django.contrib.auth import get_user_model
 
+from tests.test_web import Site, refusal
 from ticketing import logs
 
 FORGED = 'x\r\n{"level": "critical"}\x1b[31m\x00\u2028\u202e'
@@ -118,3 +119,14 @@ class TestRequests:
         assert lines() == []
         api.get("/ready")
         assert [line["status"] for line in lines()] == [503]
+
+
+def test_what_the_web_server_refuses_by_itself_has_a_line_with_the_replys_id(caplog):
+    caplog.set_level(logging.INFO, logger="ticketing.web")
+    site = Site()
+    try:
+        status, headers, _ = refusal(site.exchange(b"GET / HTTP/1.1\r\n\r\n"))
+    finally:
+        site.stop()
+    [line] = [json.loads(logs.JsonFormatter().format(made)) for made in caplog.records if made.name == "ticketing.web"]
+    assert (status, line["status"], line["request_id"]) == (400, 400, headers["x-request-id"])
