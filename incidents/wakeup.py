@@ -45,7 +45,7 @@ class _Publisher:
     def publish(self, queue: str, names: list[str]) -> None:
         try:
             current_app.send_task(TASKS[queue], args=[names], queue=queue, retry=False, expires=10)
-        except Exception as error:  # the outermost loop of the thread: what a full broker raises is its client's own
+        except Exception as error:  # the thread must outlive whatever a broker's client may raise
             if time.monotonic() - self.complained_at > COMPLAIN_EVERY_SECONDS:
                 self.complained_at = time.monotonic()
                 log.warning("No wake-up could be published (%s); the sweep delivers all.", type(error).__name__)

@@ -1,8 +1,12 @@
 """What the tests share: a client of the API, stand-in platforms that it is configured with, and a worker's hand."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 from rest_framework.test import APIClient
@@ -14,6 +18,7 @@ from incidents.delivery.attempts import attempt_next
 from incidents.models import Incident, PlatformPause, Ticket
 from platforms.catalog import PLATFORMS
 from tests.standins import Standins
+from ticketing.processes import ROOT
 
 MOST_ATTEMPTS = 200
 MINUTE = timedelta(minutes=1)
@@ -120,3 +125,29 @@ def work(db):
         raise AssertionError("The work does not end.")
 
     return run
+
+
+@pytest.fixture
+def start_worker():
+    """Another process with the tests' database: runs a few lines of Python, under another program if one is named.
+    What it logs can be read."""
+    started = []
+
+    def start(code: str, *under: str) -> subprocess.Popen:
+        database = connection.settings_dict
+        if connection.vendor == "sqlite":
+            url = f"sqlite:///{database['NAME']}"
+        else:
+            url = f"postgresql://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
+        environment = os.environ | {"DATABASE_URL": url, "EGRESS_ALLOWED_NETWORKS": ",".join(Standins.NETWORKS)}
+        code = "import django; django.setup()\nfrom incidents.delivery import attempts\n" + code
+        argv = (*under, sys.executable, "-c", code)
+        started.append(subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()
+        worker.stderr.close()

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.conf import settings as django_settings
 from django.db import connection
 from django.db.models import F
 from django.utils import timezone
@@ -24,7 +22,6 @@ from platforms.catalog import PLATFORMS
 from platforms.contract import PlatformError
 from tests.standins import Standins
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL_SEVERITIES = ("critical", "high", "medium", "low")
 SHORT = attempts.Times(deadline=0.4, lease=0.8)
 
@@ -76,33 +73,6 @@ def only(connect, api):
 @pytest.fixture
 def short_leases(monkeypatch):
     monkeypatch.setattr(attempts, "PAGING", SHORT)
-
-
-@pytest.fixture
-def start_worker():
-    """Another process with a database of the tests: runs a few lines of Python. What it logs can be read."""
-    started = []
-
-    def start(code: str) -> subprocess.Popen:
-        database = django_settings.DATABASES["default"]
-        if connection.vendor == "sqlite":
-            url = f"sqlite:///{connection.settings_dict['NAME']}"
-        else:
-            url = f"postgresql://{database['USER']}@{database['HOST']}:{database['PORT']}/{connection.settings_dict['NAME']}"
-        environment = os.environ | {"DATABASE_URL": url, "EGRESS_ALLOWED_NETWORKS": ",".join(Standins.NETWORKS)}
-        code = "import django; django.setup()\nfrom incidents.delivery import attempts\n" + code
-        worker = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        started.append(worker)
-        return worker
-
-    yield start
-    for worker in started:
-        if worker.poll() is None:
-            worker.kill()
-        worker.wait()
-        worker.stderr.close()
 
 
 def is_stopped(worker: subprocess.Popen) -> bool:
