@@ -302,6 +302,25 @@ class TestASickPlatform:
 
 
 @pytest.mark.django_db
+class TestAHostWithAWrongClock:
+    """Leases, waits and ages go by the database's clock and a monotonic one."""
+
+    @pytest.mark.parametrize("hours", [-48, -1, 1, 48])
+    def test_neither_gives_up_nor_waits_nor_sends_twice(self, everywhere, send, api, time_machine, hours):
+        [incident_id] = send()["incidents"]
+        true = timezone.now()
+        time_machine.move_to(true + timedelta(hours=hours))
+        for name in PLATFORMS:
+            assert attempt_next(name)
+            assert not attempt_next(name)
+        ticket = Ticket.objects.get(platform="pagerduty")
+        assert abs(ticket.created_remotely_at - true) < timedelta(minutes=1)
+        time_machine.move_to(true)
+        assert {ticket["state"] for ticket in tickets_of(api, incident_id).values()} == {"in sync"}
+        assert everywhere.pagerduty.pages == everywhere.opsgenie.pages == len(everywhere.jira.issues) == 1
+
+
+@pytest.mark.django_db
 class TestCredentials:
     OTHER_KEY = "another0pagerduty0routing0key032"
 

@@ -269,6 +269,13 @@ class TestAModelThatCannotBeAsked:
         outside.llm.fault("status", code=429, method="POST")
         assert ask()["fallback"] is False
 
+    def test_says_itself_when_to_ask_again(self, outside, send):
+        outside.llm.fault("status", code=429, method="POST", headers={"Retry-After": "120"})
+        send()
+        assert model.ask_next()
+        wait = (Incident.objects.get().model_due_at - timezone.now()).total_seconds()
+        assert 115 < wait <= 120
+
     @pytest.mark.parametrize("kind", ["hang", "drip"])
     def test_has_one_deadline_for_the_whole_answer(self, outside, ask, monkeypatch, kind):
         monkeypatch.setattr(model, "DEADLINE_SECONDS", 0.3)

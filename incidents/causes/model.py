@@ -82,7 +82,7 @@ def ask_next(claimed: Callable[[], None] = lambda: None) -> bool:
         answer = llm.explain(_caller(config, started), config.settings, SYSTEM, prompt, SCHEMA)
         text = _validated(answer, prompt)
     except PlatformError as error:
-        _failed(incident, error.message, may_retry=not error.permanent)
+        _failed(incident, error.message, may_retry=not error.permanent, not_before=error.retry_after or 0.0)
     except Nonsense as error:
         _failed(incident, f"The model's answer was no use: {error}", may_retry=False)
     else:
@@ -126,11 +126,11 @@ def _caller(config: LlmConfig, started: float) -> Caller:
     return Caller(egress=egress(), seconds=DEADLINE_SECONDS, secrets=[key] if key else [], started=started)
 
 
-def _failed(incident: Incident, error: str, *, may_retry: bool) -> None:
+def _failed(incident: Incident, error: str, *, may_retry: bool, not_before: float = 0.0) -> None:
     log.warning("The model could not be asked: %s", error, extra={"incident": incident.pk})
     tried = incident.model_attempts
     again = may_retry and tried < ATTEMPTS and _age(incident) < TOO_LATE
-    again_in = RETRY_SECONDS[min(tried, len(RETRY_SECONDS)) - 1] if again else None
+    again_in = max(RETRY_SECONDS[min(tried, len(RETRY_SECONDS)) - 1], not_before) if again else None
     lifecycle.cause_failed(incident.pk, incident.model_claim, error=error, again_in=again_in)
 
 
