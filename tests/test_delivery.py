@@ -1,4 +1,4 @@
-"""Tickets end up showing what the incident is: over real sockets, at stand-ins that are strict and misbehave on demand."""
+"""Tickets end up showing what the incident is: over real sockets, at stand-ins that misbehave on demand."""
 
 import pytest
 

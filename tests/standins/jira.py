@@ -139,8 +139,9 @@ class Jira(Standin):
         """What a person sees who follows a link."""
         if not (issue := self.issues.get(key)):
             return Answer(404, NOT_FOUND)
+        head = f"Stand-in for Jira: {key} · {issue.status}"
         said = [comment["text"] for comment in issue.comments]
-        return Answer(200, "\n\n".join([f"Stand-in for Jira: {key} · {issue.status}", issue.summary, issue.text, *said]))
+        return Answer(200, "\n\n".join([head, issue.summary, issue.text, *said]))
 
     # -- who asks: wrong credentials are served as nobody, who sees nothing
 
