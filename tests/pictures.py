@@ -26,7 +26,7 @@ from ticketing.processes import ROOT
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--font-render-hinting=none"]
 WIDTH = 1440
-TALLEST = 1000
+TALLEST = 1100
 LIST = "/admin/incidents/incident/"
 NOT_OURS = ("DATABASE_URL", "BROKER_URL", "PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "ALLOWED_HOSTS", "HOST")
 READY = re.compile(r"The demo is ready: (\S+)/admin/ · user (\S+) · password (\S+)")
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         for scheme in ("light", "dark"):
             page = signed_in(browser, scheme, url, user, password)
             take(page, f"{url}{LIST}", folder / f"list-{scheme}.png", "#content")
-            take(page, f"{url}{LIST}{incident}/", folder / f"incident-{scheme}.png", "#facts, #anomalies figure")
+            take(page, f"{url}{LIST}{incident}/", folder / f"incident-{scheme}.png", "#anomalies figure")
             if scheme == "light":
                 take(page, f"{url}/admin/", folder / "overview-light.png", "#content")
         browser.close()
@@ -98,10 +98,8 @@ def signed_in(browser: Browser, scheme: str, url: str, user: str, password: str)
 def take(page: Page, address: str, file: Path, last: str) -> None:
     """The page from its top to the end of `last`: what lies further down tells nothing more."""
     page.goto(address, wait_until="networkidle")
-    ends = page.evaluate(
-        "last => Math.max(...[...document.querySelectorAll(last)].map(e => e.getBoundingClientRect().bottom))", last
-    )
-    clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(TALLEST, int(ends) + 16)}
+    ends = page.evaluate("last => document.querySelector(last).getBoundingClientRect().bottom", last)
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(TALLEST, int(ends) + 8)}
     page.screenshot(path=file, clip=clip, full_page=True, animations="disabled")
     print(f"{file} {file.stat().st_size // 1024} KB")
 

@@ -11,14 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from django.core.management import get_commands
 
-from config import changes
+from config import changes, probes
 from incidents.causes import health
 from platforms.catalog import PLATFORMS
 from platforms.contract import PlatformError
@@ -317,9 +317,28 @@ def test_a_platforms_page_quotes_what_a_test_of_its_connection_says(name, mistak
     assert f"| `{said}` |" in (ROOT / f"docs/platforms/{name}.md").read_text()
 
 
-def probe(test, settings: dict[str, str]) -> str:
+def test_the_page_of_all_platforms_quotes_what_any_of_them_may_say(standins, connect):
+    connect("slack")
+    slack, settings = PLATFORMS["slack"].test, standins.settings("slack")
+    said = [probes.test_platform("jira").message, probe(slack, settings, networks=())]
+    said.append(probe(slack, {"webhookUrl": "https://nowhere.invalid/services/T/B/x"}))
+    standins.slack.fault("redirect", times=1, code=302)
+    said.append(probe(slack, settings))
+    standins.slack.fault("hang", times=1)
+    said.append(probe(slack, settings, seconds=0.3))
+    standins.slack.down()
+    said.append(probe(slack, settings))
+    standins.slack.up()
+    page = (ROOT / "docs/platforms/README.md").read_text()
+    quoted = [re.escape(text) for text in re.findall(r"^\| `(.+)` \|", page, re.MULTILINE)]
+    patterns = [text.replace("…", ".+").replace("10s", ".+s") for text in quoted]
+    for message in said:
+        assert any(re.fullmatch(pattern, message) for pattern in patterns), message
+
+
+def probe(test, settings: dict[str, str], *, seconds: float = 10, networks: Sequence[str] = Standins.NETWORKS) -> str:
     try:
-        return test(Caller(egress=Egress(Standins.NETWORKS), seconds=10), settings)
+        return test(Caller(egress=Egress(networks), seconds=seconds), settings)
     except PlatformError as error:
         return error.message
 
