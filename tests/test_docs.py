@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import get_commands
+from django.urls import Resolver404, resolve
 
 from config import changes, probes
 from incidents.causes import health
@@ -265,6 +266,18 @@ def test_a_platforms_page_tells_every_field_and_no_other(name):
     assert {field for field, row in rows.items() if "Required." in row} == {
         field.name for field in platform.fields if field.required
     }
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_a_platforms_page_says_whether_what_people_do_there_is_read(name):
+    try:
+        resolve(f"/api/v1/inbound/{name}")
+    except Resolver404:
+        is_read = False
+    else:
+        is_read = True
+    page = " ".join((ROOT / f"docs/platforms/{name}.md").read_text().split())
+    assert ("not read" in page) != is_read, "Tell how its webhooks are set up, once they are read, and not before."
 
 
 # --- What a test of the connection says -------------------------------------------------------------------------------
