@@ -22,9 +22,9 @@ from incidents.causes import rules
 from incidents.events import Event, Rejected, read
 from incidents.lifecycle import Author
 from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent, Status
-from incidents.retention import PAYLOADS_AT_EACH_END
 
 MOST_AFFECTED_SERVICES = 200
+PAYLOADS_AT_EACH_END = 20  # an incident's first and latest events that are kept whole, beside its highest
 EVENT_IDS_PER_STATEMENT = 5000  # SQLite takes 32,766 parameters
 JOINED_PER_STATEMENT = 2000
 MOST_TOGETHER = 1000  # events; more of one request alone are taken alone

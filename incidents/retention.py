@@ -6,9 +6,9 @@ from django.conf import settings
 from django.db.models import F, Model
 from django.utils import timezone
 
+from incidents.intake import PAYLOADS_AT_EACH_END
 from incidents.models import Anomaly, Incident, Pulse, SeenEvent
 
-PAYLOADS_AT_EACH_END = 20
 CHUNK = 5000
 TRIM_SINCE = timedelta(hours=2)  # longer than the time between two runs
 
