@@ -260,7 +260,7 @@ def _move(site: _Site, issue: str, category: str) -> None:
         fields, unknown = _screen(transition.get("fields") or {}, category)
         if not unknown:
             body: dict[str, Any] = {"transition": {"id": str(transition["id"])}}
-            site.send("POST", f"{path}/transitions", {**body, "fields": fields} if fields else body)
+            _changed(site.send("POST", f"{path}/transitions", {**body, "fields": fields} if fields else body))
             return
         in_the_way |= unknown
     raise PlatformError(_no_way(issue, status, category, in_the_way), permanent=True)
@@ -296,7 +296,15 @@ def _set_priority(site: _Site, issue: str, name: str) -> bool:
     reply = site.send("PUT", f"/issue/{quote(issue, safe='')}", body, expect={400})
     if reply.status == 400 and "priority" not in _refused_fields(reply):
         raise site.refused(reply)
+    if reply.status != 400:
+        _changed(reply)
     return reply.status != 400
+
+
+def _changed(reply: Reply) -> None:
+    """Jira confirms a change with 204. A page that some proxy answers with is a 200 as well."""
+    if reply.status != 204:
+        raise PlatformError("Jira did not confirm the change", in_doubt=True, status=reply.status)
 
 
 def _description(notice: Notice) -> dict[str, Any]:

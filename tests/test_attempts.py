@@ -302,6 +302,74 @@ class TestASickPlatform:
 
 
 @pytest.mark.django_db
+class TestEveryMisbehaviour:
+    """Once per platform and change, with the work done all the same or not: nothing is doubled, nothing left behind."""
+
+    # What happens, and whether the work is done all the same.
+    MISBEHAVIOURS = (
+        ("status", {"code": 500}, False),
+        ("status", {"code": 500}, True),
+        ("status", {"code": 503, "headers": {"Retry-After": "1"}}, False),
+        ("status", {"code": 429, "headers": {"Retry-After": "garbage"}}, False),
+        ("hang", {}, False),
+        ("lost", {"rst": True}, True),
+        ("late", {"seconds": 0.8}, True),
+        ("drip", {"seconds": 0.2}, True),
+        ("reset", {"when": "after"}, False),
+        ("reset", {"when": "mid"}, True),
+        ("html", {}, False),
+        ("html", {}, True),
+        ("empty", {}, False),
+        ("empty", {}, True),
+        ("huge", {"megabytes": 8}, True),
+        ("gzipbomb", {"megabytes": 30}, True),
+        ("redirect", {}, False),
+        ("malformed", {"what": "json"}, False),
+        ("malformed", {"what": "json"}, True),
+        ("malformed", {"what": "length"}, True),
+        ("malformed", {"what": "head"}, True),
+    )
+
+    def settle(self, api, incident_id: str, work) -> None:
+        work(later=True)
+        failed = [t["id"] for t in tickets_of(api, incident_id).values() if t["state"] == "failed"]
+        if failed:
+            api.post("/api/v1/tickets/retry", {"ids": failed}, format="json")
+            work(later=True)
+        assert {t["state"] for t in tickets_of(api, incident_id).values()} == {"in sync"}
+
+    @pytest.mark.parametrize(("kind", "options", "done"), MISBEHAVIOURS)
+    def test_ends_in_one_ticket_that_is_right(self, everywhere, send, api, work, monkeypatch, kind, options, done):
+        quick = attempts.Times(deadline=0.6 if kind in ("hang", "late", "drip") else 5, lease=30)
+        monkeypatch.setattr(attempts, "PAGING", quick)
+        monkeypatch.setattr(attempts, "OTHER", quick)
+
+        def misbehave():
+            for name in PLATFORMS:
+                everywhere[name].fault(kind, method="POST", work=done, **options)
+
+        misbehave()
+        [incident_id] = send()["incidents"]
+        self.settle(api, incident_id, work)
+        misbehave()
+        move(api, incident_id, "acknowledge")
+        self.settle(api, incident_id, work)
+        misbehave()
+        move(api, incident_id, "resolve")
+        self.settle(api, incident_id, work)
+
+        assert everywhere.pagerduty.pages == everywhere.opsgenie.pages == 1
+        [[alert]] = everywhere.pagerduty.alerts.values()
+        [[ops]] = everywhere.opsgenie.alerts.values()
+        [issue] = everywhere.jira.issues.values()
+        [record] = everywhere.servicenow.records.values()
+        assert (alert.state, ops.status, issue.category, record["state"]) == ("resolved", "closed", "done", "6")
+        messages = len(everywhere.slack.messages)
+        assert 3 <= messages <= 6
+        assert messages == 3 or tickets_of(api, incident_id)["slack"]["mayBeDoubled"]
+
+
+@pytest.mark.django_db
 class TestAHostWithAWrongClock:
     """Leases, waits and ages go by the database's clock and a monotonic one."""
 

@@ -187,6 +187,10 @@ class Rig:
     def behind(self) -> int:
         return self.query("SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version")[0][0]
 
+    def has_paged(self) -> bool:
+        sql = "SELECT count(*) FROM incidents_ticket WHERE platform = 'pagerduty' AND shown_version < wanted_version"
+        return self.query(sql)[0][0] == 0
+
     def end(self) -> None:
         self.kill(*self.running)
 
@@ -241,6 +245,7 @@ def test_a_storm_with_kills_ends_in_what_the_incidents_are(rig):
     assert late(page_latencies(rig, 30, 0.05)) <= 2.0
 
     storm(rig, random.Random(SEED))
+    until(rig.has_paged, REST_SECONDS, "the storm's pages")
     assert pages_after_restart(rig) <= 10.0
     until(lambda: rig.behind() == 0, REST_SECONDS, "tickets in step")
     judge(rig, KILLS + 3)
