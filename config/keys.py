@@ -2,9 +2,10 @@
 
 import hashlib
 import secrets
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -50,7 +51,8 @@ def find(text: str) -> ApiKey | None:
     key = ApiKey.objects.usable(now).filter(digest=_digest(text)).first()
     if key and (key.last_used_at is None or now - key.last_used_at > USE_NOTED_EVERY):
         stale = Q(last_used_at=None) | Q(last_used_at__lt=now - USE_NOTED_EVERY)
-        ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
+        with suppress(DatabaseError):  # a use that cannot be noted, on a standby, refuses nobody
+            ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
     return key
 
 
