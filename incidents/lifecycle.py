@@ -20,6 +20,7 @@ from platforms.catalog import PLATFORMS
 
 LONGEST_NOTE = 2000
 MOVES_AT_ONCE = 1000
+RETRIED_AT_ONCE = 5000
 # How long tickets that people read at leisure wait for the model's answer, so that their first text carries it.
 WAIT_FOR_CAUSE_SECONDS = 5
 
@@ -128,9 +129,18 @@ def _create_tickets(pairs: Sequence[tuple[Incident, str]], config: Current, *, w
 
 
 def move(
-    name: str, ids: Iterable[str], *, actor: str, note: str = "", request_id: str = ""
+    name: str,
+    ids: Iterable[str],
+    *,
+    actor: str,
+    note: str = "",
+    request_id: str = "",
+    at: datetime | None = None,
 ) -> list[Moved | Refused]:
-    """Makes one move on each incident on its own, in the order given. Constant number of queries. Raises nothing."""
+    """Makes one move on each incident on its own, in the order given. Constant number of queries. Raises nothing.
+
+    `at`: when it was made elsewhere, not before the incidents' latest moves.
+    """
     wanted = MOVES[name]
     ids = list(dict.fromkeys(ids))
     with transaction.atomic():
@@ -138,7 +148,7 @@ def move(
         results = [_decide(wanted, incident_id, locked.get(incident_id)) for incident_id in ids]
         moving = [result.incident for result in results if isinstance(result, Moved) and result.changed]
         if moving:
-            _apply(wanted, moving, actor=actor, note=note[:LONGEST_NOTE], request_id=request_id)
+            _apply(wanted, moving, actor=actor, note=note[:LONGEST_NOTE], request_id=request_id, at=at)
     return results
 
 
@@ -175,9 +185,14 @@ def _apply(
     request_id: str,
     why: str = "",
     now: datetime | None = None,
+    at: datetime | None = None,
 ) -> None:
-    """The row, its audit entry and what the tickets should show. The incidents are locked and may make the move."""
+    """The row, its audit entry and what the tickets should show. The incidents are locked and may make the move.
+
+    `at`: when it was made, where we hear of it later.
+    """
     now = now or timezone.now()
+    at = at or now
     config = current()
     targets = config.escalation() if wanted.name == "escalate" else []
     entries = [
@@ -186,7 +201,7 @@ def _apply(
             wanted.past,
             actor=actor,
             details=_details(wanted, incident, targets) + why,
-            at=now,
+            at=at,
             request_id=request_id,
             **{"from": incident.status, "to": wanted.leads_to.value},
             note=note,
@@ -194,7 +209,7 @@ def _apply(
         )
         for incident in incidents
     ]
-    changes = _changes(wanted, targets, actor=actor, now=now)
+    changes = _changes(wanted, targets, actor=actor, at=at)
     ids = [incident.pk for incident in incidents]
     Incident.objects.filter(pk__in=ids).update(**changes, updated_at=Greatest(F("updated_at"), Value(now)))
     for incident in incidents:
@@ -217,13 +232,13 @@ def _details(wanted: Move, incident: Incident, targets: list[str]) -> str:
     return f"Status changed from {incident.status} to {wanted.leads_to}"
 
 
-def _changes(wanted: Move, targets: list[str], *, actor: str, now: datetime) -> dict:
+def _changes(wanted: Move, targets: list[str], *, actor: str, at: datetime) -> dict:
     if wanted.name == "reopen":
         # The incident begins anew; what was before stands in the audit.
         times = {f"{state}_at": None for state in ("acknowledged", "escalated", "resolved")}
         names = {f"{state}_by": "" for state in ("acknowledged", "escalated", "resolved")}
-        return {"status": Status.OPEN, "reopened_at": now, "escalated_to": [], **times, **names}
-    changes = {"status": wanted.leads_to, f"{wanted.past}_at": now, f"{wanted.past}_by": actor}
+        return {"status": Status.OPEN, "reopened_at": at, "escalated_to": [], **times, **names}
+    changes = {"status": wanted.leads_to, f"{wanted.past}_at": at, f"{wanted.past}_by": actor}
     return changes | ({"escalated_to": targets} if wanted.name == "escalate" else {})
 
 
@@ -305,6 +320,7 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
                 "remote_data": {},
                 "created_remotely_at": None,
                 "shown": {},
+                "heard_version": 0,
                 "in_doubt": False,
                 "lookups": 0,
                 "previous_links": [*ticket.previous_links, *filter(None, [ticket.remote_url])],
@@ -330,6 +346,40 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
         wakeup.wake("tickets", {ticket.platform})
     ticket.refresh_from_db()
     return ticket
+
+
+def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[int]:
+    """Sends all of a platform's tickets that fail or were given up again now: the oldest, 5,000 at most, in a constant
+    number of queries. Returns their numbers.
+    """
+    with transaction.atomic():
+        # Whoever holds one this moment makes it due, or notes what came of it: waiting for them could end in a circle.
+        rows = Ticket.objects.failing().filter(platform=platform).select_for_update(skip_locked=True)
+        found = dict(rows.order_by("created_at").values_list("pk", "incident_id")[:RETRIED_AT_ONCE])
+        if not found:
+            return []
+        now = timezone.now()
+        changes = {"due_at": Now(), "parked_at": None, "attempts": 0, "failing_since": None, "created_at": now}
+        Ticket.objects.filter(pk__in=found).update(**changes)
+        about = {"actor": actor, "at": now, "request_id": request_id}
+        label = PLATFORMS[platform].label
+        said = f"{len(found):,} failed ticket{'' if len(found) == 1 else 's'} to be sent again"
+        auditlog.write(
+            [
+                auditlog.entry(f"platform:{platform}", "sent again", details=f"{label}: {said}", **about),
+                *(
+                    auditlog.entry(
+                        f"ticket:{incident_id}:{platform}",
+                        "sent again",
+                        details=f"{label} ticket of {incident_id} to be sent again, with all that failed there",
+                        **about,
+                    )
+                    for incident_id in found.values()
+                ),
+            ]
+        )
+        wakeup.wake("tickets", {platform})
+    return list(found)
 
 
 def audit_of(incident_id: str):

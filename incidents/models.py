@@ -167,6 +167,18 @@ class SeenEvent(models.Model):
         indexes = [models.Index(fields=["seen_at"], name="seen_event_age")]
 
 
+class InboundEvent(models.Model):
+    """An event of a platform's webhook that was taken in: the same again, or the same sent again, has no effect."""
+
+    platform = models.CharField(max_length=20)
+    event = models.CharField(max_length=200)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["platform", "event"], name="inbound_event_once")]
+        indexes = [models.Index(fields=["seen_at"], name="inbound_event_age")]
+
+
 class Anomaly(models.Model):
     """One accepted event, those below the score too (they have no incident)."""
 
@@ -205,6 +217,10 @@ class TicketQuerySet(models.QuerySet):
         """Tickets that do not show what they should, whether they are waiting, failing or given up."""
         return self.filter(shown_version__lt=F("wanted_version"))
 
+    def failing(self) -> Self:
+        """Those of them that failed, whether they are tried again by themselves or were given up."""
+        return self.behind().filter(Q(parked_at__isnull=False) | Q(failing_since__isnull=False))
+
 
 class Ticket(models.Model):
     """One incident's counterpart at one platform: what it should show, what it shows, and how the way there goes.
@@ -222,6 +238,10 @@ class Ticket(models.Model):
     shown_version = models.PositiveIntegerField(default=0)
     shown = models.JSONField(default=dict)  # the level last accepted: delivery.levels.Level
     shown_at = models.DateTimeField(null=True)
+    # The level at which the platform says that somebody put its record, and the wanted version that came of it: newer
+    # than `shown` while that version is. No attempt writes them, so none that is under way can overwrite them.
+    heard = models.JSONField(default=dict)
+    heard_version = models.PositiveIntegerField(default=0)
 
     generation = models.PositiveSmallIntegerField(default=1)
     remote_id = models.CharField(max_length=300, blank=True)
@@ -262,6 +282,7 @@ class Ticket(models.Model):
                 name="ticket_behind",
                 condition=Q(shown_version__lt=F("wanted_version")),
             ),
+            models.Index(fields=["platform", "remote_id"], name="ticket_by_remote_id", condition=~Q(remote_id="")),
         ]
 
     def __str__(self) -> str:

@@ -6,8 +6,9 @@ from django.conf import settings
 from django.db.models import F, Model
 from django.utils import timezone
 
+from incidents.inbound import REMEMBERED
 from incidents.intake import PAYLOADS_AT_EACH_END
-from incidents.models import Anomaly, Incident, Pulse, SeenEvent
+from incidents.models import Anomaly, InboundEvent, Incident, Pulse, SeenEvent
 
 CHUNK = 5000
 TRIM_SINCE = timedelta(hours=2)  # longer than the time between two runs
@@ -17,6 +18,7 @@ def prune() -> None:
     now = timezone.now()
     _delete(SeenEvent, seen_at__lt=now - timedelta(days=settings.EVENT_IDS_KEPT_DAYS))
     _delete(Anomaly, received_at__lt=now - timedelta(days=settings.ANOMALIES_KEPT_DAYS))
+    _delete(InboundEvent, seen_at__lt=now - REMEMBERED)
     Pulse.objects.filter(at__lt=now - timedelta(days=1)).delete()
     for incident_id in Incident.objects.filter(
         updated_at__gte=now - TRIM_SINCE, anomaly_count__gt=2 * PAYLOADS_AT_EACH_END + 1

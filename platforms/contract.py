@@ -18,6 +18,10 @@ Settings = Mapping[str, str]
 # One change that a ticket has not shown yet. They come in the order in which they happened.
 Step = Literal["reopen", "acknowledge", "escalate", "resolve", "cause", "note"]
 
+# What somebody did to our record at the platform. `begin`: set it to "in progress", which reopens what was resolved and
+# acknowledges what was not; vendors that know only states do not tell the two apart.
+Deed = Literal["acknowledge", "unacknowledge", "begin", "resolve", "reopen"]
+
 
 class PlatformError(Exception):
     """A platform did not do what was asked. The message is for people and holds no secret.
@@ -49,6 +53,14 @@ class PlatformError(Exception):
         self.pause = pause
         self.recreate = recreate
         self.status = status
+
+
+class Forged(Exception):
+    """What arrived cannot be shown to come from the platform. The message is for the log."""
+
+
+class Unreadable(Exception):
+    """What arrived comes from the platform, and is not in its format. The message is for people."""
 
 
 @contextmanager
@@ -120,6 +132,22 @@ class Remote:
     data: Mapping[str, str] = field(default_factory=dict)  # what else the platform needs to find it again
 
 
+@dataclass(frozen=True)
+class Inbound:
+    """What a platform's webhook tells: that somebody did something to a record, which may be ours."""
+
+    event: str  # the event's own id, the same in every delivery of it
+    deed: Deed
+    by: str  # who did it, one short line
+    keys: tuple[str, ...] = ()  # what may be our key
+    remote_id: str = ""  # the record's, as in `Remote`
+    title: str = ""  # the record's, for where the platform does not tell our key
+    record_since: datetime | None = None  # when the record of that title was made
+    at: datetime | None = None  # when it was done, by the platform's clock
+    maybe_ours: bool = True  # may be the echo of a request of ours; False: somebody else's doing for sure
+    shows: bool = True  # the platform shows by itself what was done
+
+
 class Platform(Protocol):
     """One module's `PLATFORM`. All calls go through the caller, which holds the attempt's deadline."""
 
@@ -146,3 +174,9 @@ class Platform(Protocol):
 
     def test(self, call: "Caller", settings: Settings) -> str:
         """Check address, credentials and rights without leaving a trace. Returns what to tell the operator."""
+
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """What a webhook tells; None where it is nothing that moves an incident. Looks names of headers up in any case.
+
+        Raises Forged where the secret does not prove that the platform sent it, or none is set; Unreadable after that.
+        """

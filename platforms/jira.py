@@ -8,11 +8,12 @@ behind by half a minute.
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from platforms import text
-from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms import text, webhooks
+from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
 from platforms.http import Caller, Reply
 
 _PRIORITY = {"critical": "Highest", "high": "High", "medium": "Medium", "low": "Low"}
@@ -20,6 +21,7 @@ _PRIORITY = {"critical": "Highest", "high": "High", "medium": "Medium", "low": "
 _CATEGORY: dict[str, str] = {"reopen": "new", "acknowledge": "indeterminate", "resolve": "done"}
 _CATEGORY_OF_STATUS = {"acknowledged": "indeterminate", "resolved": "done"}
 _CATEGORY_NAMES = {"new": "To Do", "indeterminate": "In Progress", "done": "Done"}
+_DEEDS: dict[str, Deed] = {"new": "reopen", "indeterminate": "begin", "done": "resolve"}
 _ISSUE_TYPE = "Task"
 _ISSUE_TYPES = ("Task", "Incident", "Bug", "Story")
 _RIGHTS = {"CREATE_ISSUES": "create issues", "TRANSITION_ISSUES": "transition issues", "ADD_COMMENTS": "add comments"}
@@ -30,6 +32,7 @@ _NOTES_LIMIT = 3000
 _DETAILS_LIMIT = 6000
 _COMMENT_LIMIT = 16_000
 _PARAGRAPHS = 60
+_LABELS_READ = 100
 
 
 class Jira:
@@ -45,7 +48,12 @@ class Jira:
         Field("userEmail", "User's e-mail", required=True, help="Of the account that the token belongs to."),
         Field("projectKey", "Project key", help="Needed where the account can create issues in several projects."),
         Field("issueType", "Issue type", default=_ISSUE_TYPE),
-        Field("webhookSecret", "Webhook secret", secret=True, help="Signs what Jira sends to us."),
+        Field(
+            "webhookSecret",
+            "Webhook secret",
+            secret=True,
+            help="Of a webhook of the event Issue updated that sends to /api/v1/inbound/jira: signs what Jira sends.",
+        ),
     )
     identity = ("baseUrl", "projectKey")
     warning = ""
@@ -122,6 +130,35 @@ class Jira:
         if usable.lower() != wanted.lower():
             return f"Connection successful. Project {project} has no issue type {wanted}: {usable} will be used."
         return "Connection successful"
+
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """An issue's change of status. https://developer.atlassian.com/cloud/jira/platform/webhooks/
+
+        The account that made the issue is ours; whether it was we or a person with the same account is not told.
+        """
+        method, _, given = headers.get("X-Hub-Signature", "").partition("=")
+        webhooks.prove_signature(settings, body, [given] if method == "sha256" else [])
+        event = webhooks.document(body)
+        fields, user = webhooks.value(event, "issue", "fields"), event.get("user")
+        deed = _DEEDS.get(webhooks.word(fields, "status", "statusCategory", "key"))
+        if event.get("webhookEvent") != "jira:issue_updated" or deed is None or not _status_changed(event):
+            return None
+        labels = webhooks.value(fields, "labels")
+        account, creator = webhooks.word(user, "accountId"), webhooks.word(fields, "creator", "accountId")
+        return Inbound(
+            event=webhooks.event_id(webhooks.word(event, "changelog", "id"), body),
+            deed=deed,
+            by=webhooks.name(*(webhooks.word(user, name) for name in ("displayName", "name", "accountId"))),
+            keys=tuple(str(label) for label in labels[:_LABELS_READ]) if isinstance(labels, list) else (),
+            remote_id=webhooks.word(event, "issue", "key"),
+            at=webhooks.moment(webhooks.word(event, "timestamp")),
+            maybe_ours=not (account and creator and account != creator),
+        )
+
+
+def _status_changed(event: Mapping[str, Any]) -> bool:
+    items = webhooks.value(event, "changelog", "items")
+    return isinstance(items, list) and any(webhooks.word(item, "field") == "status" for item in items)
 
 
 class _Site:

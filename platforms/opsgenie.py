@@ -6,12 +6,14 @@ The successor takes the same calls at https://api.atlassian.com/jsm/ops/integrat
 
 import html
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
-from platforms import text
-from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms import text, webhooks
+from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
 from platforms.http import Caller
 
 _API = "https://api.opsgenie.com"
@@ -25,6 +27,8 @@ _NOTE_LIMIT = 25_000
 _NAME_LIMIT = 512
 # Between looks at a request, which is carried out some time after its 202. Short, so as not to sleep past the deadline.
 _PAUSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4)
+
+_DEEDS: dict[str, Deed] = {"acknowledge": "acknowledge", "unacknowledge": "unacknowledge", "close": "resolve"}
 
 _GONE = ("does not exist", "not found", "already closed", "is closed")
 _DONE_ALREADY = ("already", "not acknowledged")
@@ -47,7 +51,13 @@ class OpsGenie:
             help="https://api.eu.opsgenie.com in the EU, https://api.atlassian.com/jsm/ops/integration after migration "
             "to Jira Service Management. Without /v2.",
         ),
-        Field("webhookSecret", "Webhook secret", secret=True, help="Proves that what we receive comes from OpsGenie."),
+        Field(
+            "webhookSecret",
+            "Webhook secret",
+            secret=True,
+            help="OpsGenie signs nothing: give its Webhook integration, which sends to /api/v1/inbound/opsgenie, the "
+            "custom header X-Webhook-Secret (or Authorization: Bearer) with this.",
+        ),
     )
     identity = ("apiUrl",)
     warning = (
@@ -112,6 +122,27 @@ class OpsGenie:
                 raise PlatformError(hint, permanent=True, status=403) from error
             raise
         return "Connection successful"
+
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """A call of a Webhook integration. https://support.atlassian.com/opsgenie/docs/integrate-opsgenie-with-webhook/
+
+        It has no id of its own. What was done through the API may have been done by us.
+        """
+        webhooks.prove_secret(settings, headers)
+        event = webhooks.document(body)
+        deed = _DEEDS.get(webhooks.word(event, "action").lower())
+        if deed is None:
+            return None
+        alert, source = event.get("alert"), event.get("source")
+        through_api = webhooks.word(source, "type").lower() in ("", "api")
+        return Inbound(
+            event=webhooks.event_id("", body),
+            deed=deed,
+            by=webhooks.name(webhooks.word(alert, "username"), webhooks.word(alert, "userId")),
+            keys=(webhooks.word(alert, "alias"),),
+            at=webhooks.moment(webhooks.word(alert, "updatedAt")),
+            maybe_ours=through_api or webhooks.word(source, "name") == text.PRODUCT,
+        )
 
 
 class _Alerts:

@@ -3,12 +3,13 @@
 https://developer.pagerduty.com/docs/events-api-v2/overview/
 """
 
-from datetime import UTC
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from platforms import text
-from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms import text, webhooks
+from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
 from platforms.http import Caller
 
 _API = "https://events.pagerduty.com"
@@ -16,6 +17,12 @@ _SEVERITY = {"critical": "critical", "high": "error", "medium": "warning", "low"
 _SUMMARY_LIMIT = 1024
 _SOURCE_LIMIT = 255
 _DETAIL_LIMIT = 8000
+_DEEDS: dict[str, Deed] = {
+    "incident.acknowledged": "acknowledge",
+    "incident.unacknowledged": "unacknowledge",
+    "incident.resolved": "resolve",
+    "incident.reopened": "reopen",
+}
 
 
 class PagerDuty:
@@ -41,7 +48,12 @@ class PagerDuty:
             default=_API,
             help="https://events.eu.pagerduty.com for accounts in the EU. Without /v2/enqueue.",
         ),
-        Field("webhookSecret", "Webhook secret", secret=True, help="Signs what PagerDuty sends to us."),
+        Field(
+            "webhookSecret",
+            "Webhook secret",
+            secret=True,
+            help="Of a V3 webhook subscription that sends to /api/v1/inbound/pagerduty: signs what PagerDuty sends.",
+        ),
     )
     # An event under another key cannot touch an alert: PagerDuty drops it without a word.
     identity = ("routingKey", "apiUrl")
@@ -90,6 +102,30 @@ class PagerDuty:
                 raise PlatformError("Invalid routing key", permanent=True, status=error.status) from error
             raise
         return "Connection successful"
+
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """A V3 webhook. https://developer.pagerduty.com/docs/webhooks/v3-overview/
+
+        An incident with alerts below it may come without our key: its title, which ends in the incident's id, is told.
+        """
+        sent = headers.get("X-PagerDuty-Signature", "").split(",")
+        given = (one.strip().removeprefix("v1=") for one in sent if one.strip().startswith("v1="))
+        webhooks.prove_signature(settings, body, given)
+        event = webhooks.document(body).get("event")
+        deed = _DEEDS.get(webhooks.word(event, "event_type"))
+        agent = webhooks.word(event, "agent", "type")
+        if deed is None or "integration" in agent:  # No integration but ours moves an alert of our key.
+            return None
+        return Inbound(
+            event=webhooks.event_id(webhooks.word(event, "id"), body),
+            deed=deed,
+            by=webhooks.name(webhooks.word(event, "agent", "summary"), webhooks.word(event, "agent", "id")),
+            keys=(webhooks.word(event, "data", "incident_key"),),
+            title=webhooks.word(event, "data", "title"),
+            record_since=webhooks.moment(webhooks.word(event, "data", "created_at")),
+            at=webhooks.moment(webhooks.word(event, "occurred_at")),
+            maybe_ours="user" not in agent,
+        )
 
 
 def _event(settings: Settings, action: str, key: str) -> dict[str, Any]:

@@ -7,17 +7,19 @@ ServiceNow knows no idempotency: after a lost answer the row is found again by i
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from platforms import text
-from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms import text, webhooks
+from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
 from platforms.http import Caller
 
 # Impact and urgency; ServiceNow computes the priority from them: 1/1 is 1, 2/3 is 4.
 _WEIGHT = {"critical": ("1", "1"), "high": ("1", "2"), "medium": ("2", "2"), "low": ("2", "3")}
 _STATE = {"reopen": "2", "acknowledge": "2", "resolve": "6"}
-_IN_PROGRESS, _RESOLVED, _CLOSED, _CANCELLED = "2", "6", "7", "8"
+_NEW, _IN_PROGRESS, _ON_HOLD, _RESOLVED, _CLOSED, _CANCELLED = "1", "2", "3", "6", "7", "8"
+_OVER = (_RESOLVED, _CLOSED, _CANCELLED)
 _CLOSE_CODE = "Solution provided"
 _COLUMNS = "sys_id,number,state,correlation_id"
 _SHORT_LIMIT = 160
@@ -41,7 +43,13 @@ class ServiceNow:
         Field("password", "Password", required=True, secret=True),
         Field("assignmentGroup", "Assignment group"),
         Field("closeCode", "Resolution code", default=_CLOSE_CODE, help="One that the instance offers."),
-        Field("webhookSecret", "Webhook secret", secret=True, help="Proves that what we receive is the instance's."),
+        Field(
+            "webhookSecret",
+            "Webhook secret",
+            secret=True,
+            help="ServiceNow signs nothing: the business rule that sends to /api/v1/inbound/servicenow sets the header "
+            "X-Webhook-Secret (or Authorization: Bearer) to this.",
+        ),
     )
     identity = ("instanceUrl",)
     warning = ""
@@ -88,6 +96,36 @@ class ServiceNow:
         if not isinstance(rows, list):
             raise PlatformError("The address answers, but not as a ServiceNow instance does", permanent=True)
         return "Connection successful. Whether the account may write incidents shows with the first one."
+
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """What a business rule of the instance sends after a change of state: the row's columns `correlation_id`,
+        `number`, `sys_id`, `state`, `sys_updated_by`, `sys_updated_on` (UTC), `sys_mod_count`, and `previous_state`.
+        """
+        webhooks.prove_secret(settings, headers)
+        row = webhooks.document(body)
+        deed = _deed(webhooks.word(row, "state"), webhooks.word(row, "previous_state"))
+        if deed is None:
+            return None
+        sys_id, count, by = (webhooks.word(row, column) for column in ("sys_id", "sys_mod_count", "sys_updated_by"))
+        return Inbound(
+            event=webhooks.event_id(f"{sys_id}:{count}" if sys_id and count else "", body),
+            deed=deed,
+            by=webhooks.name(by),
+            keys=(webhooks.word(row, "correlation_id"),),
+            remote_id=webhooks.word(row, "number") or sys_id,
+            at=webhooks.moment(webhooks.word(row, "sys_updated_on")),
+            maybe_ours=by in ("", settings.get("username", "")),
+        )
+
+
+def _deed(state: str, before: str) -> Deed | None:
+    if state == before or (state in _OVER and before in _OVER):
+        return None
+    if state in _OVER:
+        return "resolve"
+    if state in (_IN_PROGRESS, _ON_HOLD):
+        return "reopen" if before in _OVER else "begin"
+    return "reopen" if state == _NEW else None
 
 
 class _Table:

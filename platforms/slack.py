@@ -3,10 +3,25 @@
 https://api.slack.com/messaging/webhooks
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
+from urllib.parse import parse_qs
 
-from platforms import text
-from platforms.contract import Field, Notice, Platform, PlatformError, Remote, Settings, Step
+from platforms import text, webhooks
+from platforms.contract import (
+    Deed,
+    Field,
+    Forged,
+    Inbound,
+    Notice,
+    Platform,
+    PlatformError,
+    Remote,
+    Settings,
+    Step,
+    Unreadable,
+)
 from platforms.http import Caller
 
 _SIGNS = {"critical": "🔴", "high": "🟠", "medium": "🟡", "low": "🔵"}
@@ -17,6 +32,8 @@ _CAUSE_LIMIT = 2900
 _NOTES_LIMIT = 2000
 _DESCRIPTION_LIMIT = 2000
 _VALUE_LIMIT = 300
+_SIGNED_SECONDS = 300  # how far the time of a signature may be off: Slack's advice
+_BUTTONS: dict[str, Deed] = {"acknowledge": "acknowledge", "resolve": "resolve"}
 
 _DEAD = {
     "channel_is_archived": "The webhook's channel is archived",
@@ -43,21 +60,26 @@ class Slack:
             path=r"/services/[^/]+/[^/]+/[^/]+",
             help="Of an incoming webhook: whoever knows it can post.",
         ),
-        Field("webhookSecret", "Signing secret", secret=True, help="Signs what Slack sends to us."),
+        Field(
+            "webhookSecret",
+            "Signing secret",
+            secret=True,
+            help="Of the app, whose interactivity requests go to /api/v1/inbound/slack. With it messages have buttons.",
+        ),
     )
     identity = ()
     warning = ""
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Post the incident, whatever state it is in."""
-        _post(call, settings, _message(notice, "", "", whole=True))
+        _post(call, settings, _message(settings, notice, "", "", whole=True))
         return Remote()
 
     def update(
         self, call: Caller, settings: Settings, notice: Notice, remote: Remote, steps: tuple[Step, ...]
     ) -> Remote:
         """Post what changed since the last message, all of it in one."""
-        _post(call, settings, _message(notice, *_happened(notice, steps), whole="reopen" in steps))
+        _post(call, settings, _message(settings, notice, *_happened(notice, steps), whole="reopen" in steps))
         return remote
 
     def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
@@ -77,6 +99,34 @@ class Slack:
             raise PlatformError("What answers is not a Slack webhook", permanent=True, status=reply.status)
         raise PlatformError(_DEAD.get(said, "Invalid webhook URL"), permanent=True, status=reply.status)
 
+    def read(self, settings: Settings, headers: Mapping[str, str], body: bytes, now: datetime) -> Inbound | None:
+        """A press of one of our buttons. https://docs.slack.dev/authentication/verifying-requests-from-slack
+
+        Nothing in the channel shows it: the next message does.
+        """
+        timestamp = headers.get("X-Slack-Request-Timestamp", "")
+        version, _, given = headers.get("X-Slack-Signature", "").partition("=")
+        signed = b"v0:" + timestamp.encode("utf-8", "surrogatepass") + b":" + body
+        webhooks.prove_signature(settings, signed, [given] if version == "v0" else [])
+        _refuse_old(timestamp, now)
+        press = _press(body)
+        actions = press.get("actions")
+        pressed = actions[0] if isinstance(actions, list) and actions else None
+        deed = _BUTTONS.get(webhooks.word(pressed, "action_id"))
+        if press.get("type") != "block_actions" or deed is None:
+            return None
+        user, pressed_at = press.get("user"), webhooks.word(pressed, "action_ts")
+        who = webhooks.word(user, "id")
+        return Inbound(
+            event=webhooks.event_id(f"{who}:{pressed_at}:{deed}" if who and pressed_at else "", body),
+            deed=deed,
+            by=webhooks.name(webhooks.word(user, "username"), webhooks.word(user, "name"), who),
+            keys=(webhooks.word(pressed, "value"),),
+            at=webhooks.moment(pressed_at),
+            maybe_ours=False,
+            shows=False,
+        )
+
 
 def _post(call: Caller, settings: Settings, message: dict[str, Any]) -> None:
     reply = call.request("POST", settings["webhookUrl"], json=message)
@@ -94,7 +144,22 @@ def _happened(notice: Notice, steps: tuple[Step, ...]) -> tuple[str, str]:
     return ("Root cause", found) if found else ("Update", "")
 
 
-def _message(notice: Notice, word: str, happened: str, *, whole: bool) -> dict[str, Any]:
+def _refuse_old(timestamp: str, now: datetime) -> None:
+    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
+        raise Forged("the signature has no time")
+    if abs(now.timestamp() - int(timestamp)) > _SIGNED_SECONDS:
+        raise Forged("the signature is too old, or a clock is wrong")
+
+
+def _press(body: bytes) -> dict[str, Any]:
+    try:
+        fields = parse_qs(body.decode(), max_num_fields=100)
+    except ValueError as problem:
+        raise Unreadable("The body is not a form.") from problem
+    return webhooks.document(fields.get("payload", [""])[0])
+
+
+def _message(settings: Settings, notice: Notice, word: str, happened: str, *, whole: bool) -> dict[str, Any]:
     """Blocks of plain text, in which Slack renders nothing. `whole`: with the description, for who sees it first."""
     sign = "✅" if notice.status == "resolved" else _SIGNS.get(notice.severity, "⚪")
     lead = f"{sign} {word}: " if word else f"{sign} "
@@ -115,6 +180,8 @@ def _message(notice: Notice, word: str, happened: str, *, whole: bool) -> dict[s
         address = _escaped(text.link(notice))
         label = f"<{address}|Open {_escaped(notice.incident_id)}>"
         blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": label, "verbatim": True}})
+    if settings.get("webhookSecret") and notice.status != "resolved":
+        blocks.append(_buttons(notice))
     return {
         "text": _escaped(fallback),
         "mrkdwn": False,
@@ -124,6 +191,16 @@ def _message(notice: Notice, word: str, happened: str, *, whole: bool) -> dict[s
         "unfurl_media": False,
         "blocks": blocks,
     }
+
+
+def _buttons(notice: Notice) -> dict[str, Any]:
+    """What `read` understands. Without a signing secret a press could not be believed, so there are none then."""
+    names = ["resolve"] if notice.status == "acknowledged" else ["acknowledge", "resolve"]
+    buttons = [
+        {"type": "button", "action_id": name, "value": notice.key, "text": _plain(name.capitalize(), _VALUE_LIMIT)}
+        for name in names
+    ]
+    return {"type": "actions", "elements": buttons}
 
 
 def _section(value: str, limit: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ticketing.processes import ROOT
 # From the top: each may import from those below it.
 STOREYS = [("ticketing",), ("incidents",), ("config",), ("platforms", "auditlog")]
 # Within `incidents`, from the top; what is not named here is below nothing.
-ROOMS = ["api", "console", "tasks", "intake", "lifecycle", "models"]
+ROOMS = ["api", "console", "tasks", "inbound", "intake", "lifecycle", "models"]
 OURS = [name for storey in STOREYS for name in storey]
 TESTS = ("tests",)
 LONGEST_MODULE = 600

@@ -16,7 +16,7 @@ from incidents.models import Anomaly, Incident, Ticket
 
 ERRORS_OF_ALL = {"401", "403", "503"}
 ERRORS_OF_BODIES = {"400", "413", "415"}
-PUBLIC = {"health", "ready"}
+PUBLIC = {"health", "ready", "receiveWebhook"}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
-from incidents.api import model, views
+from incidents.api import model, views, webhooks
 
 incidents = SimpleRouter(trailing_slash=False)
 incidents.register("incidents", views.Incidents, basename="incident")
@@ -16,4 +16,5 @@ urlpatterns = [
     path("api/v1/tickets/retry", views.RetryTickets.as_view()),
     path("api/v1/llm-status", model.LlmStatus.as_view()),
     path("api/v1/test-llm", model.TestLlm.as_view()),
+    path("api/v1/inbound/<str:platform>", webhooks.Inbound.as_view()),
 ]

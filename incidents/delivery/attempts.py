@@ -108,7 +108,7 @@ class _Attempt:
         return self.ticket.now + timedelta(seconds=clock() - self.began)
 
     def run(self, *, predecessor_died: bool) -> None:
-        shown = core.Level.from_json(self.ticket.shown)
+        shown = notices.shown(self.ticket)
         wanted, notice = notices.wanted(self.ticket, shown if self.ticket.created_remotely_at else None)
         row = core.claimed(_row(self.ticket, wanted, shown), predecessor_died=predecessor_died, now=self.now())
         answered = None
@@ -166,7 +166,7 @@ class _Attempt:
             due_at=_unless_changed(version, _due(row)),
             parked_at=_unless_changed(version, Now(), otherwise=None) if row.parked else None,
             # The new record is asked for now, however old the fault.
-            **({"created_at": self.now()} if row.generation != self.ticket.generation else {}),
+            **({"created_at": self.now(), "heard_version": 0} if row.generation != self.ticket.generation else {}),
             **({"shown_version": version, "shown_at": Now()} if in_step else {}),
         )
         self.count(row, noted=bool(noted))

@@ -43,6 +43,12 @@ class Level:
         return cls(**value) if value else None
 
 
+def moved_there(shown: Level, heard: Level) -> Level:
+    """What a ticket shows once somebody has put it at a level at the platform itself."""
+    escalated = shown.escalated and heard.escalated
+    return replace(shown, status=heard.status, escalated=escalated, moved=heard.moved, opened=heard.opened)
+
+
 @dataclass(frozen=True)
 class Traits:
     """What kind of platform it is, as far as delivery cares."""

@@ -1,11 +1,12 @@
 """What a ticket should show: the incident as a platform is told of it."""
 
 import hashlib
+from dataclasses import replace
 from datetime import datetime
 
 from django.conf import settings
 
-from incidents.delivery.core import Level
+from incidents.delivery.core import Level, moved_there
 from incidents.lifecycle import audit_of
 from incidents.models import Incident, Ticket
 from platforms.contract import Note, Notice
@@ -18,19 +19,37 @@ def link(incident_id: str) -> str:
     return f"{settings.PUBLIC_URL}/i/{incident_id}"
 
 
+def shown(ticket: Ticket) -> Level | None:
+    """The level that a ticket shows, as far as is known: what was last accepted, or what somebody did there since."""
+    accepted = Level.from_json(ticket.shown)
+    heard = Level.from_json(ticket.heard) if ticket.heard_version > ticket.shown_version else None
+    return moved_there(accepted, heard) if accepted and heard else accepted
+
+
 def wanted(ticket: Ticket, shown: Level | None) -> tuple[Level, Notice]:
     """The level a ticket should show, and the notice that says so, with the notes it has not shown yet."""
     incident = ticket.incident
     notes = _notes(incident.pk, after=shown.note if shown else 0)
-    level = Level(
-        status=incident.status,
-        escalated=incident.escalated_at is not None,
+    level = replace(
+        moved_to(incident),
         cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16] if incident.cause_model else "",
         note=max((number for number, _ in notes), default=shown.note if shown else 0),
-        moved=_moment(max(filter(None, (getattr(incident, f"{name}_at") for name in MOVES)), default=None)),
-        opened=_moment(incident.reopened_at),
     )
     return level, _notice(ticket, incident, tuple(note for _, note in notes))
+
+
+def moved_to(incident: Incident) -> Level:
+    """The level that an incident's moves have brought it to."""
+    return Level(
+        status=incident.status,
+        escalated=incident.escalated_at is not None,
+        moved=_moment(last_move(incident)),
+        opened=_moment(incident.reopened_at),
+    )
+
+
+def last_move(incident: Incident) -> datetime | None:
+    return max(filter(None, (getattr(incident, f"{name}_at") for name in MOVES)), default=None)
 
 
 def _moment(at: datetime | None) -> str:
