@@ -57,7 +57,13 @@ TIME_TO_SHOW = Metric(
 HTTP_REQUESTS = Metric(
     "ticketing_http_requests_total", "counter", "HTTP requests that were answered, by status.", {"status": ()}
 )
-COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS)
+WAKEUPS_LOST = Metric(
+    "ticketing_wakeups_lost_total",
+    "counter",
+    "Wake-ups that the broker did not take, by queue. The sweep makes up for them within a second.",
+    {"queue": ("tickets", "causes")},
+)
+COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS, WAKEUPS_LOST)
 
 _lock = threading.Lock()
 _pending: Tally[str] = Tally()

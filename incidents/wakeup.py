@@ -13,6 +13,8 @@ import time
 from celery import current_app
 from django.db import transaction
 
+from incidents import counters
+
 log = logging.getLogger(__name__)
 
 TASKS = {"tickets": "tickets.wake", "causes": "causes.wake"}
@@ -46,6 +48,7 @@ class _Publisher:
         try:
             current_app.send_task(TASKS[queue], args=[names], queue=queue, retry=False, expires=10)
         except Exception as error:  # the thread must outlive whatever a broker's client may raise
+            counters.count(counters.WAKEUPS_LOST, queue=queue)
             if time.monotonic() - self.complained_at > COMPLAIN_EVERY_SECONDS:
                 self.complained_at = time.monotonic()
                 log.warning("No wake-up could be published (%s); the sweep delivers all.", type(error).__name__)

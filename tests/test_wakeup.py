@@ -9,7 +9,7 @@ import pytest
 import redis
 from celery import Celery, current_app
 
-from incidents import wakeup
+from incidents import counters, wakeup
 from tests.engines import _free_port as free_port
 from ticketing.processes import broker
 
@@ -92,6 +92,7 @@ def test_a_full_broker_stops_nothing_for_ever(publisher, other_broker, caplog):
         until(lambda: not publisher.words)
     until(lambda: "No wake-up could be published" in caplog.text)
     assert caplog.text.count("No wake-up could be published") == 1, "once a minute, not per wake-up"
+    until(lambda: counters._pending[counters.WAKEUPS_LOST.sample(queue="tickets")] >= 3)
     other_broker.client.config_set("maxmemory", "256mb")
     time.sleep(0.1)
     assert wakes(publisher, other_broker)
