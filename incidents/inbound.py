@@ -98,15 +98,23 @@ def _take_in(platform: str, event: Inbound, now: datetime, request_id: str) -> H
 
 
 def _ticket_of(platform: str, event: Inbound) -> Ticket | None:
-    """By our key, else by the record's id, else by its title; never a record that a newer one has replaced."""
+    """By our key, else by the record's id, else by its title. Never for a record that a newer one has replaced, or for
+    a copy that somebody made of it."""
     tickets = Ticket.objects.filter(platform=platform).select_related("incident")
+    remote_ids = [remote_id for remote_id in event.remote_ids if REMOTE_ID.fullmatch(remote_id)]
     keys = [key for key in event.keys if KEY.fullmatch(key)]
     if keys:
-        ids = [KEY.fullmatch(key)[1] for key in keys]
-        return next((ticket for ticket in tickets.filter(incident__in=ids) if ticket.key in keys), None)
-    if REMOTE_ID.fullmatch(event.remote_id):
-        return tickets.filter(remote_id=event.remote_id).order_by("-pk").first()
+        found = tickets.filter(incident__in=[KEY.fullmatch(key)[1] for key in keys])
+        return next((one for one in found if one.key in keys and _is_of(one, remote_ids)), None)
+    if remote_ids:
+        return tickets.filter(remote_id__in=remote_ids).order_by("-pk").first()
     return _ticket_by_title(tickets, event)
+
+
+def _is_of(ticket: Ticket, remote_ids: list[str]) -> bool:
+    """Whether the record is the ticket's, as far as both tell."""
+    known = {ticket.remote_id, *ticket.remote_data.values()}
+    return not remote_ids or not ticket.remote_id or bool(known.intersection(remote_ids))
 
 
 def _ticket_by_title(tickets, event: Inbound) -> Ticket | None:

@@ -22,6 +22,9 @@ Step = Literal["reopen", "acknowledge", "escalate", "resolve", "cause", "note"]
 # acknowledges what was not; vendors that know only states do not tell the two apart.
 Deed = Literal["acknowledge", "unacknowledge", "begin", "resolve", "reopen"]
 
+# What a record at the platform amounts to. `gone`: it was deleted, or is hidden from us.
+Category = Literal["open", "acknowledged", "resolved", "gone"]
+
 
 class PlatformError(Exception):
     """A platform did not do what was asked. The message is for people and holds no secret.
@@ -133,6 +136,14 @@ class Remote:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a ticket really shows at the platform."""
+
+    status: str  # as the platform calls it, one short line: hostile until escaped
+    category: Category
+
+
+@dataclass(frozen=True)
 class Inbound:
     """What a platform's webhook tells: that somebody did something to a record, which may be ours."""
 
@@ -140,7 +151,7 @@ class Inbound:
     deed: Deed
     by: str  # who did it, one short line
     keys: tuple[str, ...] = ()  # what may be our key
-    remote_id: str = ""  # the record's, as in `Remote`
+    remote_ids: tuple[str, ...] = ()  # the record's, as in `Remote`'s id and data: copies of it carry our key too
     title: str = ""  # the record's, for where the platform does not tell our key
     record_since: datetime | None = None  # when the record of that title was made
     at: datetime | None = None  # when it was done, by the platform's clock
@@ -157,6 +168,7 @@ class Platform(Protocol):
     keyed: bool  # honours a key of ours: after an unknown outcome the same request may simply be sent again
     searchable: bool  # `find` can tell whether a ticket of ours exists
     search_lag: float  # seconds until a new record is sure to be found
+    readable: bool  # `look` can tell what a ticket shows
     fields: tuple[Field, ...]
     identity: tuple[str, ...]  # the fields that say whose tickets they are: others may change under an open ticket
     warning: str  # what an operator should know about the vendor's future, or empty
@@ -171,6 +183,9 @@ class Platform(Protocol):
 
     def find(self, call: "Caller", settings: Settings, key: str) -> Remote | None:
         """The ticket created under this key, if the platform knows one. Only where `searchable`."""
+
+    def look(self, call: "Caller", settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """What the ticket really shows now; changes nothing. None where not `readable`."""
 
     def test(self, call: "Caller", settings: Settings) -> str:
         """Check address, credentials and rights without leaving a trace. Returns what to tell the operator."""

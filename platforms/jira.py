@@ -13,7 +13,20 @@ from typing import Any
 from urllib.parse import quote
 
 from platforms import text, webhooks
-from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.contract import (
+    Category,
+    Deed,
+    Field,
+    Inbound,
+    Notice,
+    Platform,
+    PlatformError,
+    Remote,
+    Seen,
+    Settings,
+    Step,
+    begun,
+)
 from platforms.http import Caller, Reply
 
 _PRIORITY = {"critical": "Highest", "high": "High", "medium": "Medium", "low": "Low"}
@@ -22,6 +35,8 @@ _CATEGORY: dict[str, str] = {"reopen": "new", "acknowledge": "indeterminate", "r
 _CATEGORY_OF_STATUS = {"acknowledged": "indeterminate", "resolved": "done"}
 _CATEGORY_NAMES = {"new": "To Do", "indeterminate": "In Progress", "done": "Done"}
 _DEEDS: dict[str, Deed] = {"new": "reopen", "indeterminate": "begin", "done": "resolve"}
+_SEEN: dict[str, Category] = {"new": "open", "indeterminate": "acknowledged", "done": "resolved"}
+_STATUS_LIMIT = 100
 _ISSUE_TYPE = "Task"
 _ISSUE_TYPES = ("Task", "Incident", "Bug", "Story")
 _RIGHTS = {"CREATE_ISSUES": "create issues", "TRANSITION_ISSUES": "transition issues", "ADD_COMMENTS": "add comments"}
@@ -42,6 +57,7 @@ class Jira:
     keyed = False
     searchable = True
     search_lag = 30.0
+    readable = True
     fields = (
         Field("baseUrl", "Site", required=True, target=True, help="Such as https://your-org.atlassian.net"),
         Field("apiToken", "API token", required=True, secret=True, help="Expires after a year at most."),
@@ -60,8 +76,9 @@ class Jira:
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         site = _Site(call, settings)
-        key = _create_issue(site, settings, notice)
-        remote = Remote(id=key, url=f"{site.base}/browse/{quote(key, safe='')}")
+        issue = _create_issue(site, settings, notice)
+        key = issue["key"]
+        remote = _remote(site, issue)
         with suppress(PlatformError):  # The issue's key is kept with the ticket; the label is for when that is lost.
             _keep_label(site, key, notice.key)
         if notice.status in _CATEGORY_OF_STATUS:
@@ -108,10 +125,23 @@ class Jira:
         answer = _object(site.send("POST", "/search/jql", question))
         for issue in answer.get("issues") or []:
             if key in (issue.get("fields") or {}).get("labels", []):
-                return Remote(id=issue["key"], url=f"{site.base}/browse/{quote(issue['key'], safe='')}")
+                return _remote(site, issue)
         # With a wrong token Jira may search as nobody, who sees nothing.
         site.myself()
         return None
+
+    def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """The issue's status; its category is what counts."""
+        site = _Site(call, settings)
+        reply = site.send("GET", f"/issue/{quote(remote.id, safe='')}", params={"fields": "status"}, expect={404})
+        if reply.status == 404:
+            site.myself()  # To who is not signed in, Jira says 404 as well.
+            return Seen("Not found", "gone")
+        status = (_object(reply).get("fields") or {}).get("status") or {}
+        category = (status.get("statusCategory") or {}).get("key")
+        if category not in _SEEN:
+            raise PlatformError("Jira did not tell the issue's status", status=reply.status)
+        return Seen(text.cut(call.clean(str(status.get("name") or "no status")), _STATUS_LIMIT), _SEEN[category])
 
     def test(self, call: Caller, settings: Settings) -> str:
         """Who we are, what we may do in the project, and whether it has the issue type."""
@@ -150,7 +180,7 @@ class Jira:
             deed=deed,
             by=webhooks.name(*(webhooks.word(user, name) for name in ("displayName", "name", "accountId"))),
             keys=tuple(str(label) for label in labels[:_LABELS_READ]) if isinstance(labels, list) else (),
-            remote_id=webhooks.word(event, "issue", "key"),
+            remote_ids=(webhooks.word(event, "issue", "key"), webhooks.word(event, "issue", "id")),
             at=webhooks.moment(webhooks.word(event, "timestamp")),
             maybe_ours=not (account and creator and account != creator),
         )
@@ -213,8 +243,14 @@ class _Site:
         self.get("/myself")
 
 
-def _create_issue(site: _Site, settings: Settings, notice: Notice) -> str:
-    """Returns the issue's key. What a project may not have, priority and issue type, gives way once each."""
+def _remote(site: _Site, issue: Mapping[str, Any]) -> Remote:
+    """With the id, which an issue keeps when it moves to another project and gets another key."""
+    url = f"{site.base}/browse/{quote(issue['key'], safe='')}"
+    return Remote(id=issue["key"], url=url, data={"issueId": str(issue.get("id") or "")})
+
+
+def _create_issue(site: _Site, settings: Settings, notice: Notice) -> dict[str, Any]:
+    """Returns the issue's key and id. What a project may not have, priority and issue type, gives way once each."""
     project = _project(site, settings)
     fields: dict[str, Any] = {
         "project": {"key": project},
@@ -227,10 +263,10 @@ def _create_issue(site: _Site, settings: Settings, notice: Notice) -> str:
     while True:
         reply = site.send("POST", "/issue", {"fields": fields}, expect={400})
         if reply.status != 400:
-            key = _object(reply).get("key")
-            if not isinstance(key, str) or not key:
+            issue = _object(reply)
+            if not isinstance(issue.get("key"), str) or not issue["key"]:
                 raise PlatformError("Jira did not tell the new issue's key", in_doubt=True, status=reply.status)
-            return key
+            return issue
         refused = _refused_fields(reply)
         if "priority" in refused and "priority" in fields:
             del fields["priority"]

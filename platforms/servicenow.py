@@ -12,7 +12,19 @@ from typing import Any
 from urllib.parse import quote
 
 from platforms import text, webhooks
-from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.contract import (
+    Deed,
+    Field,
+    Inbound,
+    Notice,
+    Platform,
+    PlatformError,
+    Remote,
+    Seen,
+    Settings,
+    Step,
+    begun,
+)
 from platforms.http import Caller
 
 # Impact and urgency; ServiceNow computes the priority from them: 1/1 is 1, 2/3 is 4.
@@ -20,6 +32,14 @@ _WEIGHT = {"critical": ("1", "1"), "high": ("1", "2"), "medium": ("2", "2"), "lo
 _STATE = {"reopen": "2", "acknowledge": "2", "resolve": "6"}
 _NEW, _IN_PROGRESS, _ON_HOLD, _RESOLVED, _CLOSED, _CANCELLED = "1", "2", "3", "6", "7", "8"
 _OVER = (_RESOLVED, _CLOSED, _CANCELLED)
+_STATE_NAMES = {
+    _NEW: "New",
+    _IN_PROGRESS: "In Progress",
+    _ON_HOLD: "On Hold",
+    _RESOLVED: "Resolved",
+    _CLOSED: "Closed",
+    _CANCELLED: "Canceled",
+}
 _CLOSE_CODE = "Solution provided"
 _COLUMNS = "sys_id,number,state,correlation_id"
 _SHORT_LIMIT = 160
@@ -37,6 +57,7 @@ class ServiceNow:
     keyed = False
     searchable = True
     search_lag = 0.0
+    readable = True
     fields = (
         Field("instanceUrl", "Instance", required=True, target=True, help="Such as https://example.service-now.com"),
         Field("username", "User name", required=True),
@@ -85,6 +106,15 @@ class ServiceNow:
         row = table.search(key)
         return table.remote(row) if row else None
 
+    def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """The row's state. On Hold and states of the instance's own are taken for being worked on."""
+        row = _Table(call, settings).shown(remote, key)
+        if row is None:
+            return Seen("Not found", "gone")
+        state = row["state"]
+        words = _STATE_NAMES.get(state) or f"state {text.cut(call.clean(state), 20)}"
+        return Seen(words, "resolved" if state in _OVER else "open" if state == _NEW else "acknowledged")
+
     def test(self, call: Caller, settings: Settings) -> str:
         """Read one row. That the account may write could only be proven by writing."""
         try:
@@ -112,7 +142,7 @@ class ServiceNow:
             deed=deed,
             by=webhooks.name(by),
             keys=(webhooks.word(row, "correlation_id"),),
-            remote_id=webhooks.word(row, "number") or sys_id,
+            remote_ids=(webhooks.word(row, "number"), sys_id),
             at=webhooks.moment(webhooks.word(row, "sys_updated_on")),
             maybe_ours=by in ("", settings.get("username", "")),
         )
@@ -146,13 +176,7 @@ class _Table:
 
     def row(self, remote: Remote, key: str) -> dict[str, str]:
         """The row as it stands, once it is sure to be ours."""
-        sys_id = remote.data.get("sysId", "")
-        try:
-            row = _row(self.read(sys_id, {"sysparm_fields": _COLUMNS})) if sys_id else self.search(key)
-        except PlatformError as error:
-            if error.status != 404:
-                raise
-            row = None
+        row = self.shown(remote, key)
         if row is None:
             raise PlatformError(
                 f"ServiceNow does not show {remote.id or 'the incident'} to this account: it was deleted, or the "
@@ -160,7 +184,18 @@ class _Table:
                 permanent=True,
                 status=404,
             )
-        if row["correlation_id"] != key:
+        return row
+
+    def shown(self, remote: Remote, key: str) -> dict[str, str] | None:
+        """The row, which is sure to be ours; None where this account is shown none."""
+        sys_id = remote.data.get("sysId", "")
+        try:
+            row = _row(self.read(sys_id, {"sysparm_fields": _COLUMNS})) if sys_id else self.search(key)
+        except PlatformError as error:
+            if error.status != 404:
+                raise
+            return None
+        if row and row["correlation_id"] != key:
             raise PlatformError(f"{row['number']} does not carry our correlation_id {key}: left alone", permanent=True)
         return row
 

@@ -106,7 +106,7 @@ def jira(ticket: Ticket, deed: str, by: str, at: datetime, account: str = "5b10a
         "webhookEvent": "jira:issue_updated",
         "issue_event_type_name": "issue_generic",
         "user": {"accountId": account, "displayName": by, "active": True},
-        "issue": {"id": "10002", "key": ticket.remote_id, "fields": fields | more},
+        "issue": {"id": "10002", "key": more.pop("key", ticket.remote_id), "fields": fields | more},
         "changelog": {"id": str(uuid4().int % 10**9), "items": [item]},
     }
 
@@ -402,6 +402,18 @@ class TestPagerDutysIncidentsWithoutAKey:
 
 def test_an_issue_that_lost_its_label_is_known_by_its_key(incident):
     assert does("jira", incident, "resolve", labels=["other"]) == "Moved: resolve."
+
+
+def test_an_issue_in_another_project_is_known_by_its_id_and_a_copy_of_it_is_not_taken_for_it(secrets, incident):
+    document = jira(ticket(incident, "jira"), "acknowledge", "Anna", timezone.now(), key="NEW-7")
+    assert told("jira", document) == "Ignored: No incident has such a ticket."
+    document["issue"]["id"] = secrets.jira.issues[ticket(incident, "jira").remote_id].id
+    assert told("jira", document) == "Moved: acknowledge."
+
+
+def test_a_copied_row_is_not_taken_for_it(incident):
+    said = does("servicenow", incident, "resolve", sys_id="b" * 32, number="INC7654321")
+    assert said == "Ignored: No incident has such a ticket."
 
 
 def test_a_key_with_another_token_is_another_installations(incident):
