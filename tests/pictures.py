@@ -9,11 +9,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--font-render-hinting=none"]
 WIDTH = 1440
 TALLEST = 1100
+PATIENCE_SECONDS = 180
 LIST = "/admin/incidents/incident/"
 NOT_OURS = ("DATABASE_URL", "BROKER_URL", "PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "ALLOWED_HOSTS", "HOST")
 READY = re.compile(r"The demo is ready: (\S+)/admin/ · user (\S+) · password (\S+)")
@@ -63,10 +64,16 @@ def demo() -> Iterator[tuple[str, str, str]]:
         }
         command = [sys.executable, "manage.py", "up", "--demo"]
         running = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+        given_up = threading.Timer(PATIENCE_SECONDS, running.terminate)
+        given_up.start()
         try:
-            yield next(told.groups() for line in running.stdout if (told := READY.search(line)))
+            told = next(filter(None, map(READY.search, running.stdout)), None)
+            if told is None:
+                sys.exit("The demo did not get ready.")
+            yield told.groups()
         finally:
-            running.send_signal(signal.SIGTERM)
+            given_up.cancel()
+            running.terminate()
             running.communicate(timeout=30)
 
 
