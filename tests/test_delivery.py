@@ -2,6 +2,7 @@
 
 import pytest
 
+from incidents.delivery import notices
 from incidents.models import Ticket
 
 pytestmark = pytest.mark.django_db
@@ -154,3 +155,25 @@ class TestAPlatformThatFails:
         work(later=True)
         assert in_sync(api, incident_id)
         assert len(standins.slack.messages) == 2 or Ticket.objects.get().may_be_doubled
+
+
+class TestANote:
+    def test_goes_with_its_own_move(self, connect, api, send, work, monkeypatch):
+        """A resolve that comes while an acknowledge is told: its note is not told with the acknowledge."""
+        standins = connect("slack")
+        [incident_id] = send()["incidents"]
+        work()
+        move(api, incident_id, "acknowledge")
+        build = notices.wanted
+
+        def overtaken(ticket, shown):
+            monkeypatch.undo()
+            response = api.post(f"/api/incidents/{incident_id}/resolve", {"note": "Rolled back."}, format="json")
+            assert response.status_code == 200
+            return build(ticket, shown)
+
+        monkeypatch.setattr(notices, "wanted", overtaken)
+        work()
+        _, acknowledged, resolved = [str(message.blocks) for message in standins.slack.messages]
+        assert "Rolled back." not in acknowledged
+        assert "Rolled back." in resolved

@@ -29,7 +29,7 @@ def shown(ticket: Ticket) -> Level | None:
 def wanted(ticket: Ticket, shown: Level | None) -> tuple[Level, Notice]:
     """The level a ticket should show, and the notice that says so, with the notes it has not shown yet."""
     incident = ticket.incident
-    notes = _notes(incident.pk, after=shown.note if shown else 0)
+    notes = _notes(incident, after=shown.note if shown else 0)
     level = replace(
         moved_to(incident),
         cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16] if incident.cause_model else "",
@@ -56,8 +56,10 @@ def _moment(at: datetime | None) -> str:
     return at.isoformat() if at else ""
 
 
-def _notes(incident_id: str, *, after: int) -> list[tuple[int, Note]]:
-    entries = audit_of(incident_id).filter(pk__gt=after, data__has_key="note")
+def _notes(incident: Incident, *, after: int) -> list[tuple[int, Note]]:
+    """Up to the state in hand: what was said with a move that came since belongs to the next message."""
+    said = audit_of(incident.pk).filter(timestamp__lte=incident.updated_at)
+    entries = said.filter(pk__gt=after, data__has_key="note")
     return [(e.pk, Note(e.actor, e.data["note"], e.timestamp)) for e in entries]
 
 
