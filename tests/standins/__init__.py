@@ -23,7 +23,7 @@ the same (lost, late and drip do so by themselves). Kinds and options: `faults.K
 reopen the port. Attributes: `rate_limit` (n a second, or (n, seconds)), `lag` (Jira: a new issue is hidden from search;
 OpsGenie: a request is not processed yet), and what each module lists in `options`; over HTTP `POST /_options`.
 `POST /_reset` or `reset()` empties all but those attributes. `GET /_counts`: how many effects of each kind, for when
-the state has grown large.
+the state has grown large. `GET /_arrivals`: the latest requests, each with the moment at which its first byte was here.
 
 Ledger: with `Standins(ledger=path)` each accepted effect is a JSON line, on disk before the client hears of it.
 

@@ -32,6 +32,7 @@ class Seen:
     headers: Mapping[str, str]
     body: bytes
     status: int | None
+    at: float = 0.0  # when its first byte was here
 
 
 class Ledger:
@@ -208,7 +209,7 @@ class Standin:
             play(fault, wire, target, lambda: self.answer(request), self.refusal)
         else:
             answer = self.answer(request)
-            self._saw(Seen(method, path, query, headers, data, answer.status))
+            self._saw(Seen(method, path, query, headers, data, answer.status, wire.first_byte_at))
             wire.send(answer.encode(head_only=method == "HEAD"))
 
     def _saw(self, seen: Seen) -> None:
@@ -224,6 +225,8 @@ class Standin:
                 case "GET", "/_counts":
                     with self.lock:
                         return Answer(200, {"requests": self.served, **self.counts})
+                case "GET", "/_arrivals":
+                    return Answer(200, self._arrivals())
                 case "GET", "/_faults":
                     return Answer(200, self.faults.as_json())
                 case "POST", "/_faults":
@@ -242,8 +245,17 @@ class Standin:
         except (ValueError, TypeError) as error:
             return Answer(400, {"error": str(error)})
         return Answer(
-            404, {"error": "GET /_state, GET /_counts, GET|POST|DELETE /_faults, POST /_options, POST /_reset"}
+            404,
+            {
+                "error": "GET /_state, GET /_counts, GET /_arrivals, GET|POST|DELETE /_faults, POST /_options, "
+                "POST /_reset"
+            },
         )
+
+    def _arrivals(self) -> list[dict[str, object]]:
+        with self.lock:
+            latest = list(self.seen)
+        return [{"at": seen.at, "status": seen.status, "body": seen.body.decode(errors="replace")} for seen in latest]
 
     def _set_options(self, given: dict[str, object]) -> Answer:
         if unknown := set(given) - set(self.options):

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -80,6 +81,7 @@ class Wire:
         self.stopping = stopping
         self.open = True
         self.rude = False
+        self.first_byte_at = 0.0  # of the latest request, by this machine's clock
 
     def send(self, data: bytes) -> None:
         try:
@@ -123,6 +125,8 @@ class _Conversation(BaseHTTPRequestHandler):
         super().__init__(connection, peer, None)
 
     def handle_one_request(self) -> None:
+        self.rfile.peek(1)  # returns with the first byte
+        self.wire.first_byte_at = time.time()
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
