@@ -365,6 +365,25 @@ def test_an_escalated_incident_is_acknowledged_there_and_stays_raised(secrets, i
     assert secrets.jira.issues[ticket(incident, "jira").remote_id].category == "indeterminate"
 
 
+def test_an_escalated_incident_that_is_reopened_there_begins_anew_without_being_told_so(secrets, incident, work):
+    for name in ("escalate", "resolve"):
+        lifecycle.move(name, [incident.pk], actor="user:carl")
+    work()
+    requests = served(secrets)
+    does("pagerduty", incident, "reopen")
+    work()
+    assert secrets.pagerduty.served == requests["pagerduty"]
+    assert in_step(incident)
+
+
+def test_an_escalation_that_was_still_to_be_shown_is_shown_although_somebody_acknowledged(secrets, incident, work):
+    lifecycle.move("escalate", [incident.pk], actor="user:carl")
+    does("opsgenie", incident, "acknowledge")
+    work()
+    [alert] = secrets.opsgenie.alerts[ticket(incident, "opsgenie").key]
+    assert (alert.priority, alert.acknowledged) == ("P1", True)
+
+
 def test_what_was_held_up_is_taken_in_with_the_times_at_which_it_was_done(incident):
     """We were down while somebody acknowledged, resolved and reopened; the vendor delivers it all when we are back."""
     Incident.objects.update(created_at=timezone.now() - timedelta(hours=1))
@@ -488,8 +507,18 @@ class TestAnEcho:
         assert said == "Ignored: It may be an echo of the attempt that is under way."
 
     def test_may_come_of_an_attempt_of_which_nobody_knows_what_it_did(self, incident):
+        Ticket.objects.update(shown_at=timezone.now() - timedelta(minutes=1))
         Ticket.objects.filter(platform="jira").update(in_doubt=True)
         assert does("jira", incident, "resolve", account="agents-account").startswith("Ignored")
+
+    def test_of_what_the_ticket_still_shows_is_no_news_however_late_it_comes(self, incident, work):
+        lifecycle.move("acknowledge", [incident.pk], actor="user:carl")
+        work()
+        Ticket.objects.update(shown_at=timezone.now() - timedelta(minutes=1))
+        lifecycle.move("reopen", [incident.pk], actor="user:carl")
+        assert (
+            does("jira", incident, "acknowledge", account="agents-account") == "Ignored: It is an echo of what we did."
+        )
 
     def test_is_not_what_a_person_does_with_the_same_account(self, incident):
         """Whose token it is may well work there by hand."""
