@@ -77,6 +77,9 @@ class Current:
     def lookback(self) -> timedelta:
         return durations.parse(self.lookback_window)
 
+    def enabled(self) -> list[str]:
+        return [name for name, config in self.platforms.items() if config.enabled]
+
     def routed(self, severity: str) -> list[str]:
         """The enabled platforms that incidents of this severity go to, in the routing's order."""
         return [name for name in self.routing[severity] if self.platforms[name].enabled]

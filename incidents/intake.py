@@ -274,12 +274,8 @@ class _Batch:
         return incident
 
     def number(self, incidents: list[Incident]) -> None:
-        if not incidents:
-            return
-        day = self.now.date()
-        for number, incident in zip(_next_numbers(day, len(incidents)), incidents, strict=True):
-            incident.number = number
-            incident.pk = f"inc-{day:%Y%m%d}-{number:03d}"
+        if incidents:
+            give_ids(incidents, self.now.date())
 
     def write(self, taken: list[_Taken]) -> None:
         lifecycle.open_incidents(self.opened, self.config)
@@ -302,6 +298,13 @@ class _Batch:
             )
             for one in taken
         )
+
+
+def give_ids(incidents: Sequence[Incident], day: date) -> None:
+    """The day's next ids. Locks the day's counter until the end of the transaction: take every other lock before."""
+    for number, incident in zip(_next_numbers(day, len(incidents)), incidents, strict=True):
+        incident.number = number
+        incident.pk = f"inc-{day:%Y%m%d}-{number:03d}"
 
 
 class _Siblings:
@@ -422,7 +425,7 @@ def _candidates(keys: list[tuple[str, str]], earliest: datetime, latest: datetim
     times = [_prepared(Incident, "last_anomaly_at", at) for at in (earliest, latest)]
     return Incident.objects.raw(
         f"SELECT {', '.join(CANDIDATE_FIELDS)} FROM {_table(Incident)} WHERE {where} "
-        f"AND last_anomaly_at >= %s AND first_anomaly_at <= %s ORDER BY id {_for_update()}",
+        f"AND NOT drill AND last_anomaly_at >= %s AND first_anomaly_at <= %s ORDER BY id {_for_update()}",
         [*values, *times],
     )
 

@@ -3,7 +3,7 @@ now show, in one transaction. Every door comes through here; none of it talks to
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.db import transaction
@@ -14,6 +14,7 @@ from django.utils import timezone
 from auditlog import models as auditlog
 from config.current import Current, current
 from incidents import wakeup
+from incidents.delivery.core import Level
 from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket, lease, subject
 from incidents.times import timestamp
 from platforms.catalog import PLATFORMS
@@ -79,18 +80,18 @@ def open_incidents(opened: Sequence[tuple[Incident, Author]], config: Current) -
     if not opened:
         return
     incidents = [incident for incident, _ in opened]
-    ask_model = config.llm.configured
+    ask_model = config.llm.configured and not all(incident.drill for incident in incidents)
     model_healthy = ask_model and _model_is_healthy(config)
     for incident in incidents:
-        incident.platforms = config.routed(incident.severity)
-        incident.model_due_at = incident.created_at if ask_model else None
+        incident.platforms = config.enabled() if incident.drill else config.routed(incident.severity)
+        incident.model_due_at = incident.created_at if ask_model and not incident.drill else None
     Incident.objects.bulk_create(incidents)
     auditlog.write(
         auditlog.entry(
             incident.subject,
             "created",
             actor=author.actor,
-            details="Incident created from anomaly detection",
+            details="Incident created as a drill" if incident.drill else "Incident created from anomaly detection",
             at=incident.created_at,
             request_id=author.request_id,
             to=Status.OPEN.value,
@@ -312,6 +313,8 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
         # Asked for now, so it is not too old to be created, however old the fault.
         changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "failing_since": None}
         changes["created_at"] = timezone.now()
+        if ticket.differs and not anew:
+            changes |= _as_seen(ticket)
         if anew:
             changes |= {
                 "generation": F("generation") + 1,
@@ -346,6 +349,15 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
         wakeup.wake("tickets", {ticket.platform})
     ticket.refresh_from_db()
     return ticket
+
+
+def _as_seen(ticket: Ticket) -> dict:
+    """The ticket shows what was seen there, so that the attempt which is now due puts it right."""
+    shown = Level.from_json(ticket.shown)
+    if shown is None or ticket.seen_category == "gone":
+        return {}
+    heard = replace(shown, status=ticket.seen_category, moved=ticket.seen_at.isoformat())
+    return {"heard": heard.as_json(), "heard_version": F("wanted_version") + 1}
 
 
 def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[int]:

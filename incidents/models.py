@@ -47,6 +47,10 @@ class IncidentQuerySet(models.QuerySet):
     def active(self) -> Self:
         return self.exclude(status=Status.RESOLVED)
 
+    def real(self) -> Self:
+        """All but drills."""
+        return self.filter(drill=False)
+
     def awaiting_model(self) -> Self:
         """Those whose cause the model should still be asked for, and which no worker holds."""
         return self.filter(model_due_at__lte=Now()).filter(Q(model_lease_until=None) | Q(model_lease_until__lt=Now()))
@@ -103,6 +107,8 @@ class Incident(models.Model):
     model_claim = models.PositiveIntegerField(default=0)
     model_attempts = models.PositiveSmallIntegerField(default=0)
 
+    drill = models.BooleanField(default=False)  # nothing is wrong: it proves the way to the platforms
+
     objects = IncidentQuerySet.as_manager()
 
     class Meta:
@@ -125,6 +131,7 @@ class Incident(models.Model):
                 fields=["severity", "-created_at"], name="incident_active", condition=~Q(status=Status.RESOLVED)
             ),
             models.Index(fields=["model_due_at"], name="incident_model_due", condition=Q(model_due_at__isnull=False)),
+            models.Index(fields=["-created_at"], name="incident_drill", condition=Q(drill=True)),
         ]
 
     def __str__(self) -> str:
@@ -221,6 +228,10 @@ class TicketQuerySet(models.QuerySet):
         """Those of them that failed, whether they are tried again by themselves or were given up."""
         return self.behind().filter(Q(parked_at__isnull=False) | Q(failing_since__isnull=False))
 
+    def differing(self) -> Self:
+        """Tickets that were seen to show something else than they should, and have not changed since."""
+        return self.filter(seen_differs=True, seen_version=F("wanted_version"))
+
 
 class Ticket(models.Model):
     """One incident's counterpart at one platform: what it should show, what it shows, and how the way there goes.
@@ -242,6 +253,14 @@ class Ticket(models.Model):
     # than `shown` while that version is. No attempt writes them, so none that is under way can overwrite them.
     heard = models.JSONField(default=dict)
     heard_version = models.PositiveIntegerField(default=0)
+
+    # What a look at the platform saw, of the version that was wanted and shown then.
+    looked_at = models.DateTimeField(null=True)  # whatever came of it
+    seen_at = models.DateTimeField(null=True)
+    seen_status = models.CharField(max_length=100, blank=True)  # as the platform calls it
+    seen_category = models.CharField(max_length=12, blank=True)
+    seen_version = models.PositiveIntegerField(default=0)
+    seen_differs = models.BooleanField(default=False)
 
     generation = models.PositiveSmallIntegerField(default=1)
     remote_id = models.CharField(max_length=300, blank=True)
@@ -283,10 +302,21 @@ class Ticket(models.Model):
                 condition=Q(shown_version__lt=F("wanted_version")),
             ),
             models.Index(fields=["platform", "remote_id"], name="ticket_by_remote_id", condition=~Q(remote_id="")),
+            models.Index(fields=["platform"], name="ticket_differs", condition=Q(seen_differs=True)),
+            models.Index(
+                fields=["platform", "-created_remotely_at"],
+                name="ticket_accepted",
+                condition=Q(created_remotely_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.incident_id} at {self.platform}"
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is one of `differing`."""
+        return self.seen_differs and self.seen_version == self.wanted_version
 
     @property
     def key(self) -> str:
@@ -317,7 +347,7 @@ class ModelHealth(models.Model):
 
 
 class Pulse(models.Model):
-    """When a part of the machinery was last seen working: `sweep:<host>:<pid>`, `beat`."""
+    """When a part of the machinery was last seen working: `sweep:<host>:<pid>`, `beat`, `look:<platform>`."""
 
     name = models.CharField(primary_key=True, max_length=200)
     at = models.DateTimeField()

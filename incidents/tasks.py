@@ -6,7 +6,7 @@ from celery import bootsteps, shared_task
 from celery.signals import beat_init, worker_shutting_down
 from kombu.exceptions import KombuError
 
-from incidents import counters, retention
+from incidents import counters, drill, retention
 from incidents.causes import health
 from incidents.delivery import lanes
 
@@ -21,7 +21,7 @@ class Sweeping(bootsteps.StartStopStep):
     def start(self, worker) -> None:
         global _sweep
         counters.start()
-        _sweep = lanes.Sweep(set(worker.app.amqp.queues.consume_from))
+        _sweep = lanes.Sweep(set(worker.app.amqp.queues.consume_from), chores=[drill.end_due])
 
     def stop(self, worker) -> None:
         if _sweep:
@@ -56,6 +56,11 @@ def check_model() -> None:
 @shared_task(name="tickets.beat")
 def note_beat() -> None:
     lanes.beat("beat")
+
+
+@shared_task(name="tickets.drill")
+def begin_drill() -> None:
+    drill.begin_if_due()
 
 
 @shared_task(name="tickets.prune")

@@ -13,7 +13,19 @@ from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from platforms import text, webhooks
-from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.contract import (
+    Deed,
+    Field,
+    Inbound,
+    Notice,
+    Platform,
+    PlatformError,
+    Remote,
+    Seen,
+    Settings,
+    Step,
+    begun,
+)
 from platforms.http import Caller
 
 _API = "https://api.opsgenie.com"
@@ -41,6 +53,7 @@ class OpsGenie:
     keyed = True
     searchable = False
     search_lag = 0.0
+    readable = True
     fields = (
         Field("apiKey", "API key", required=True, secret=True, help="Of an API integration, not of an account."),
         Field(
@@ -105,6 +118,10 @@ class OpsGenie:
     def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
         """Not needed: the alias makes every request safe to repeat."""
         return None
+
+    def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """The alert by its own id, or by its alias where that was never told: the open one, else the latest."""
+        return _Alerts(call, settings).read(remote.data.get("alertId", ""), key)
 
     def test(self, call: Caller, settings: Settings) -> str:
         """Acknowledge an alert that cannot exist. Reading would prove too little: an account's key may read, and then
@@ -207,6 +224,20 @@ class _Alerts:
         if not isinstance(done, bool):
             return None
         return _Outcome(done, self._call.clean(str(data.get("status") or "")), str(data.get("alertId") or ""))
+
+    def read(self, alert_id: str, alias: str) -> Seen:
+        params = {} if alert_id else {"identifierType": "alias"}
+        address = f"{self._root}/{quote(alert_id or alias, safe='')}"
+        reply = self._call.request("GET", address, headers=self._headers, params=params, expect={404})
+        answer = reply.json()
+        if reply.status == 404:
+            return Seen("Not found", "gone")
+        alert = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(alert, dict) or alert.get("alias") != alias or alert.get("status") not in ("open", "closed"):
+            raise PlatformError("OpsGenie did not tell the alert's status", status=reply.status)
+        if alert["status"] == "closed":
+            return Seen("closed", "resolved")
+        return Seen("acknowledged", "acknowledged") if alert.get("acknowledged") is True else Seen("open", "open")
 
     def _outcome(self, request: str) -> "_Outcome":
         """What became of a request: asked for a few times, because OpsGenie works through them in its own time."""

@@ -9,7 +9,19 @@ from typing import Any
 from uuid import uuid4
 
 from platforms import text, webhooks
-from platforms.contract import Deed, Field, Inbound, Notice, Platform, PlatformError, Remote, Settings, Step, begun
+from platforms.contract import (
+    Deed,
+    Field,
+    Inbound,
+    Notice,
+    Platform,
+    PlatformError,
+    Remote,
+    Seen,
+    Settings,
+    Step,
+    begun,
+)
 from platforms.http import Caller
 
 _API = "https://events.pagerduty.com"
@@ -32,6 +44,7 @@ class PagerDuty:
     keyed = True
     searchable = False
     search_lag = 0.0
+    readable = False
     fields = (
         Field(
             "routingKey",
@@ -91,6 +104,10 @@ class PagerDuty:
 
     def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
         """The Events API answers no questions; the same event may simply be sent again."""
+        return None
+
+    def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """The Events API answers no questions."""
         return None
 
     def test(self, call: Caller, settings: Settings) -> str:

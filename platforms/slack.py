@@ -18,6 +18,7 @@ from platforms.contract import (
     Platform,
     PlatformError,
     Remote,
+    Seen,
     Settings,
     Step,
     Unreadable,
@@ -49,6 +50,7 @@ class Slack:
     keyed = False
     searchable = False
     search_lag = 0.0
+    readable = False
     fields = (
         Field(
             "webhookUrl",
@@ -84,6 +86,10 @@ class Slack:
 
     def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
         """A webhook cannot read: whether a message was posted cannot be found out."""
+        return None
+
+    def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
+        """A webhook gives nothing back."""
         return None
 
     def test(self, call: Caller, settings: Settings) -> str:

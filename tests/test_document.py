@@ -693,7 +693,7 @@ class TestETags:
 class TestFieldsBesideTheDocumented:
     ADDED = {
         "anomalyCount", "acknowledgedAt", "acknowledgedBy", "escalatedAt", "resolvedAt", "resolvedBy",
-        "firstAnomalyAt", "lastAnomalyAt", "rootCause", "fallback",
+        "firstAnomalyAt", "lastAnomalyAt", "rootCause", "fallback", "drill",
     }  # fmt: skip
     DETAIL = {
         "description", "environment", "tenantId", "escalatedBy", "escalatedTo", "reopenedAt", "rootCauseModel",
@@ -713,7 +713,7 @@ class TestFieldsBesideTheDocumented:
         [other] = send({"severity": "high"})["incidents"]
         send({"eventId": "e-2", "error_category": "out_of_memory"})
         shown = api.get(f"{prefix}/{incident_id}").json()
-        assert set(list(shown)[21:]) == self.DETAIL
+        assert set(list(shown)[22:]) == self.DETAIL
         assert [anomaly["eventId"] for anomaly in shown["anomalies"]] == ["e-2", None]
         assert shown["otherOpenIncidents"] == [other]
         tickets = {ticket["platform"]: ticket for ticket in shown["tickets"]}

@@ -252,7 +252,7 @@ class TestCost:
                     assert re.search(r"(USING (COVERING )?INDEX|Index (Only )?Scan|Bitmap Index Scan)", text), text
                     assert not re.search(r"Seq Scan|SCAN \S+'", text), text
                     explained += 1
-        assert explained == 4
+        assert explained == 6
 
     def test_counting_asks_nothing_of_the_database(self):
         """A test without a database may not ask it anything."""

@@ -62,7 +62,7 @@ class TestTheDocument:
             "listIncidents", "getIncident", "acknowledgeIncident", "resolveIncident", "escalateIncident",
             "reopenIncident", "batchUpdateIncidents", "sendAnomalies", "getAudit", "getConfig", "updatePlatforms",
             "updateRouting", "updateAnomalySettings", "updateLlmSettings", "testConnection", "testLlm", "getLlmStatus",
-            "retryTickets", "health", "ready", "metrics",
+            "retryTickets", "listTickets", "getDrill", "beginDrill", "health", "ready", "metrics",
         }  # fmt: skip
 
     def test_has_no_alias_of_another_path(self, schema):
@@ -202,7 +202,7 @@ class TestWhatTheAPIAnswers:
         "updateAnomalySettings": [{"minimumScore": 0.5}, {"lookbackWindow": 1}],
         "updateLlmSettings": [{"model": "gpt-4o-mini"}, {"provider": "x"}],
         "testConnection": [{"platform": "slack"}, {"platform": "jira"}, {"platform": "x"}],
-        "retryTickets": [{"incidentId": "ID"}, {"ids": [1]}, {"ids": ["1"]}],
+        "retryTickets": [{"incidentId": "ID"}, {"ids": [1]}, {"ids": ["1"]}, {"platform": "jira"}, {"platform": "x"}],
     }
 
     def test_is_what_the_document_says(self, schema, everywhere, connect, api, send, work):

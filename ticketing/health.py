@@ -4,13 +4,18 @@ from datetime import timedelta
 
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.db.models.functions import Now
+from django.db.models import Count, Max, Min
+from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
 from drf_spectacular.utils import OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from incidents.console import listing
 from incidents.models import Pulse
+from incidents.times import timestamp
+from platforms.catalog import PLATFORMS
 
 SWEEP_SILENT = timedelta(seconds=15)
 BEAT_SILENT = timedelta(seconds=60)
@@ -36,6 +41,25 @@ def missing() -> list[str]:
     return problems
 
 
+def late() -> list[str]:
+    """What does not arrive, since when and why: a line per platform. It makes nothing less ready to take in more."""
+    rows = listing.late_tickets(timezone.now()).order_by().values("platform")
+    # One of the reasons will do: what fails at a platform mostly fails for the same.
+    rows = rows.annotate(number=Count("pk"), since=Min(Coalesce("failing_since", "due_at")), why=Max("last_error"))
+    try:
+        found = list(rows.order_by("platform"))
+    except (DatabaseError, InterfaceError):
+        connection.close()
+        return []  # `missing` says so
+    said = []
+    for row in found:
+        many = "1 ticket is" if row["number"] == 1 else f"{row['number']:,} tickets are"
+        since = f" since {timestamp(row['since'])}" if row["since"] else ""
+        why = f": {row['why']}" if row["why"] else "."
+        said.append(f"{PLATFORMS[row['platform']].label}: {many} behind{since}{why}")
+    return said
+
+
 def _unmigrated() -> bool:
     """Once applied, migrations stay applied: the plan is made until then only."""
     global _migrated
@@ -47,7 +71,12 @@ def _unmigrated() -> bool:
 
 STATE = inline_serializer("State", {"status": serializers.CharField()})
 READINESS = inline_serializer(
-    "Readiness", {"status": serializers.CharField(), "missing": serializers.ListField(child=serializers.CharField())}
+    "Readiness",
+    {
+        "status": serializers.CharField(),
+        "missing": serializers.ListField(child=serializers.CharField()),
+        "late": serializers.ListField(child=serializers.CharField(), help_text="What does not arrive, and why."),
+    },
 )
 
 
@@ -75,4 +104,6 @@ class Ready(APIView):
     def get(self, request):
         problems = missing()
         told = {"missing": problems} if request.user.is_authenticated else {}
+        if request.user.may("viewer"):
+            told["late"] = late()
         return Response({"status": "unavailable" if problems else "ok"} | told, 503 if problems else 200)

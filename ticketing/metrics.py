@@ -19,6 +19,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.views import APIView
 
 from config.current import current
+from incidents import drill
 from incidents.counters import COUNTED, Metric
 from incidents.delivery.attempts import BREAKER_OPENS_AT
 from incidents.models import Counter, Incident, ModelHealth, PlatformPause, Pulse, Severity, Status, Ticket
@@ -44,7 +45,20 @@ BEHIND = _gauge(
 )
 BEHIND_AGE = _gauge("tickets_behind_oldest_seconds", "For how long the oldest of them has been behind.", EACH_PLATFORM)
 DUE = _gauge("tickets_due", "Those of them that wait for a worker now: the queue.", EACH_PLATFORM)
+DUE_AGE = _gauge(
+    "tickets_due_oldest_seconds",
+    "For how long the oldest of those has been due: a worker takes each within a second where all is well.",
+    EACH_PLATFORM,
+)
 PARKED = _gauge("tickets_parked", "Tickets given up until somebody acts.", EACH_PLATFORM)
+DIFFERING = _gauge(
+    "tickets_differing", "Tickets seen to show something else at the platform than the incident is.", EACH_PLATFORM
+)
+PROVEN_AGE = _gauge(
+    "platform_proven_seconds",
+    "Since the platform last accepted a ticket, of a fire drill or of a real fault; +Inf where it never did.",
+    EACH_PLATFORM,
+)
 ENABLED = _gauge("platform_enabled", "1 where the platform is enabled.", EACH_PLATFORM)
 PAUSED = _gauge("platform_paused", "1 while the platform is left alone (429, or its breaker).", EACH_PLATFORM)
 FAILURES = _gauge("platform_failures", "Failures in a row, over all of its tickets.", EACH_PLATFORM)
@@ -54,7 +68,9 @@ BREAKER = _gauge(
     EACH_PLATFORM,
 )
 INCIDENTS = _gauge(
-    "incidents_active", "Incidents not resolved.", {"severity": tuple(Severity.values), "status": ACTIVE}
+    "incidents_active",
+    "Incidents not resolved, drills left out.",
+    {"severity": tuple(Severity.values), "status": ACTIVE},
 )
 CAUSES = _gauge(
     "root_causes_last_hour",
@@ -69,7 +85,8 @@ MODEL_WELL = _gauge("model_available", "1 where the last check reached the model
 MODEL_AGE = _gauge("model_checked_seconds", "Since that check; +Inf where there was none.")
 
 METRICS = (
-    *(READY, SWEEPS, BEAT_AGE, BEHIND, BEHIND_AGE, DUE, PARKED, ENABLED, PAUSED, FAILURES, BREAKER),
+    *(READY, SWEEPS, BEAT_AGE, BEHIND, BEHIND_AGE, DUE, DUE_AGE, PARKED, DIFFERING, PROVEN_AGE),
+    *(ENABLED, PAUSED, FAILURES, BREAKER),
     *(INCIDENTS, CAUSES, CAUSES_DUE, CAUSES_AGE, MODEL, MODEL_WELL, MODEL_AGE, *COUNTED),
 )
 
@@ -147,6 +164,7 @@ def _tickets() -> Iterator[Level]:
         due=Count("pk", filter=waiting & Q(due_at__lte=Now())),
         parked=Count("pk", filter=~waiting),
         since=Min(since, filter=waiting),
+        due_since=Min("due_at", filter=Q(due_at__lte=Now())),
         now=Max(Now()),
     )
     for row in rows:
@@ -154,12 +172,19 @@ def _tickets() -> Iterator[Level]:
         yield BEHIND, row["behind"], labels
         yield BEHIND_AGE, _age(row["since"], row["now"]), labels
         yield DUE, row["due"], labels
+        yield DUE_AGE, _age(row["due_since"], row["now"]), labels
         yield PARKED, row["parked"], labels
+    differing = Ticket.objects.differing().order_by().values_list("platform")
+    for platform, number in differing.annotate(number=Count("pk")):
+        yield DIFFERING, number, {"platform": platform}
 
 
 def _platforms() -> Iterator[Level]:
     for name, config in current().platforms.items():
         yield ENABLED, config.enabled, {"platform": name}
+    proven, now = drill.last_proven(), timezone.now()
+    for name in PLATFORMS:
+        yield PROVEN_AGE, _age(at, now) if (at := proven.get(name)) else inf, {"platform": name}
     for pause in PlatformPause.objects.annotate(now=Now()):
         labels = {"platform": pause.platform}
         yield PAUSED, pause.until > pause.now, labels
@@ -168,11 +193,11 @@ def _platforms() -> Iterator[Level]:
 
 
 def _incidents() -> Iterator[Level]:
-    active = Incident.objects.active().order_by().values("severity", "status")
+    active = Incident.objects.active().real().order_by().values("severity", "status")
     for row in active.annotate(number=Count("pk")):
         yield INCIDENTS, row["number"], {"severity": row["severity"], "status": row["status"]}
     awaiting = Q(fallback=True, model_due_at__isnull=False)
-    causes = Incident.objects.filter(created_at__gte=timezone.now() - HOUR).aggregate(
+    causes = Incident.objects.real().filter(created_at__gte=timezone.now() - HOUR).aggregate(
         model=Count("pk", filter=Q(fallback=False)),
         awaiting=Count("pk", filter=awaiting),
         rules=Count("pk", filter=Q(fallback=True) & ~awaiting),

@@ -114,6 +114,12 @@ SETTINGS = {
             default="INFO",
             choices=("DEBUG", "INFO", "WARNING", "ERROR"),
         ),
+        Setting(
+            "DRILL_SCHEDULE_HOURS",
+            "int",
+            "Hours from one fire drill to the next; the first begins at once. People are woken. `0`: none.",
+            default=0,
+        ),
         Setting("ANOMALIES_KEPT_DAYS", "int", "For how many days every single event is kept.", default=90),
         Setting(
             "EVENT_IDS_KEPT_DAYS",

@@ -180,6 +180,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "beat": {"task": "tickets.beat", "schedule": 15.0, "options": {"expires": 30}},
     "check-model": {"task": "causes.check_model", "schedule": 60.0, "options": {"expires": 60}},
+    "drill": {"task": "tickets.drill", "schedule": 300.0, "options": {"expires": 300}},
     "prune": {"task": "tickets.prune", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_MAX_LOOP_INTERVAL = 15
@@ -189,6 +190,7 @@ CELERY_BEAT_SYNC_EVERY = 1  # its file tells `manage.py alive beat` that it work
 
 ANOMALIES_KEPT_DAYS = environ.read("ANOMALIES_KEPT_DAYS")
 EVENT_IDS_KEPT_DAYS = environ.read("EVENT_IDS_KEPT_DAYS")
+DRILL_SCHEDULE_HOURS = environ.read("DRILL_SCHEDULE_HOURS")
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ticketing Agent",

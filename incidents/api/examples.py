@@ -24,6 +24,7 @@ INCIDENT = {
     "lastAnomalyAt": "2024-03-01T15:30:00Z",
     "rootCause": "Out of memory in payment-api.",
     "fallback": True,
+    "drill": False,
 }
 IDS = ["inc-20240301-001", "inc-20240301-002", "inc-20240301-003"]
 ANOMALY = {"service": "payment-api", "severity": "critical", "score": 4.2, "title": "High error rate on payment-api"}
@@ -133,3 +134,5 @@ TEST_LLM = [
         {"status": "error", "provider": "openai", "model": "gpt-4", "message": "Connection timeout after 5s"},
     ),
 ]
+RETRY = [_request("One incident", {"incidentId": IDS[0]}), _request("One platform", {"platform": "jira"})]
+DRILL = [_answer("Begun", {"status": "ok", "incidentId": IDS[1], "platforms": ["pagerduty", "jira"]})]

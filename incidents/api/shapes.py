@@ -6,9 +6,10 @@ from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from config.current import Current
-from incidents.delivery.states import state_of
+from incidents.delivery.states import difference, state_of
 from incidents.models import Anomaly, Incident, Severity, Status, Ticket
 from incidents.times import timestamp
+from platforms.catalog import PLATFORMS
 
 
 def incident_json(incident: Incident) -> dict:
@@ -35,6 +36,7 @@ def incident_json(incident: Incident) -> dict:
         "lastAnomalyAt": timestamp(incident.last_anomaly_at),
         "rootCause": incident.root_cause,
         "fallback": incident.fallback,
+        "drill": incident.drill,
     }
 
 
@@ -60,6 +62,7 @@ def ticket_json(ticket: Ticket, config: Current) -> dict:
     state = state_of(ticket, enabled=config.platforms[ticket.platform].enabled)
     return {
         "id": ticket.pk,
+        "incidentId": ticket.incident_id,
         "platform": ticket.platform,
         "state": state.name,
         "message": state.words,
@@ -72,6 +75,9 @@ def ticket_json(ticket: Ticket, config: Current) -> dict:
         "nextAttemptAt": timestamp(state.next_attempt_at),
         "shownAt": timestamp(ticket.shown_at),
         "mayBeDoubled": ticket.may_be_doubled,
+        "seenStatus": ticket.seen_status or None,
+        "seenAt": timestamp(ticket.seen_at),
+        "difference": difference(ticket) or None,
     }
 
 
@@ -112,10 +118,12 @@ class IncidentSerializer(serializers.Serializer):
     lastAnomalyAt = Moment()
     rootCause = serializers.CharField()
     fallback = serializers.BooleanField(help_text="The rules' root cause stands; no model's answer is there.")
+    drill = serializers.BooleanField(help_text="A fire drill: nothing is wrong.")
 
 
 class TicketSerializer(serializers.Serializer):
     id = serializers.IntegerField()
+    incidentId = serializers.CharField()
     platform = serializers.CharField()
     state = serializers.ChoiceField(["in sync", "pending", "retrying", "failed", "paused", "not needed"])
     message = serializers.CharField(help_text="The state in words.")
@@ -128,6 +136,9 @@ class TicketSerializer(serializers.Serializer):
     nextAttemptAt = Moment(allow_null=True)
     shownAt = Moment(allow_null=True)
     mayBeDoubled = serializers.BooleanField()
+    seenStatus = serializers.CharField(allow_null=True)
+    seenAt = Moment(allow_null=True)
+    difference = serializers.CharField(allow_null=True)
 
 
 @extend_schema_serializer(component_name="RecentAnomaly")
@@ -268,9 +279,29 @@ class IntakeResponseSerializer(serializers.Serializer):
 class RetryRequestSerializer(serializers.Serializer):
     ids = serializers.ListField(child=serializers.IntegerField(), required=False)
     incidentId = serializers.CharField(required=False)
+    platform = serializers.ChoiceField(list(PLATFORMS), required=False)
 
 
 @extend_schema_serializer(component_name="RetryResult")
 class RetryResponseSerializer(serializers.Serializer):
     retried = serializers.IntegerField()
     tickets = TicketSerializer(many=True)
+
+
+class ProvenSerializer(serializers.Serializer):
+    platform = serializers.ChoiceField(list(PLATFORMS))
+    enabled = serializers.BooleanField()
+    lastProvenAt = Moment(allow_null=True)
+
+
+class DrillSerializer(serializers.Serializer):
+    incidentId = serializers.CharField(allow_null=True)
+    status = serializers.ChoiceField(Status.values, allow_null=True)
+    startedAt = Moment(allow_null=True)
+    platforms = ProvenSerializer(many=True)
+
+
+class DrillBegunSerializer(serializers.Serializer):
+    status = serializers.ChoiceField(["ok"])
+    incidentId = serializers.CharField()
+    platforms = serializers.ListField(child=serializers.CharField())

@@ -29,7 +29,7 @@ from incidents import intake, lifecycle
 from incidents.api import examples, filters, shapes
 from incidents.intake import Result
 from incidents.lifecycle import LONGEST_NOTE, MOVES_AT_ONCE, Moved, Refused
-from incidents.models import Incident, Ticket
+from incidents.models import Incident
 from incidents.times import timestamp
 
 INCIDENT_ID = re.compile(r"inc-\d{8}-\d{3,9}", re.ASCII)
@@ -58,19 +58,19 @@ ETAG = [
 ]
 
 
-def _query(name: str, description: str, **more) -> OpenApiParameter:
+def query(name: str, description: str, **more) -> OpenApiParameter:
     return OpenApiParameter(name, str, description=description, **more)
 
 
 LIST_PARAMETERS = [
-    _query("status", "open, acknowledged, escalated, resolved; several by commas."),
-    _query("severity", "critical, high, medium, low; several by commas."),
-    _query("service", "Exact names, several by commas."),
-    _query("platform", "Incidents with a ticket at one of these."),
-    _query("since", "Created at this time or later, RFC 3339."),
-    _query("until", "Created before this time."),
-    _query("q", "Title, service, id or trace contain this text."),
-    _query(
+    query("status", "open, acknowledged, escalated, resolved; several by commas."),
+    query("severity", "critical, high, medium, low; several by commas."),
+    query("service", "Exact names, several by commas."),
+    query("platform", "Incidents with a ticket at one of these."),
+    query("since", "Created at this time or later, RFC 3339."),
+    query("until", "Created before this time."),
+    query("q", "Title, service, id or trace contain this text."),
+    query(
         "ordering",
         "With - before it the other way round. Default -createdAt.",
         enum=[sign + name for name in filters.ORDERINGS for sign in ("", "-")],
@@ -80,7 +80,7 @@ LIST_PARAMETERS = [
         {"type": "integer", "minimum": 1, "maximum": filters.MOST_PER_PAGE},
         description="Incidents per page. Without it, all.",
     ),
-    _query("cursor", "Where the page begins: from the Link header of the page before."),
+    query("cursor", "Where the page begins: from the Link header of the page before."),
     *ETAG,
     _header("Link", 'With limit: the next page, as <…>; rel="next".'),
     _header("X-Total-Count", "With limit: how many incidents there are on all pages.", kind=int),
@@ -91,7 +91,7 @@ class Conflict(APIException):
     status_code = 409
 
 
-def _object(request: Request) -> dict:
+def object_of(request: Request) -> dict:
     """The body, which is an object; none is an empty one."""
     body = request.data
     if not isinstance(body, dict):
@@ -184,7 +184,7 @@ class Incidents(ViewSet):
         return Response([shapes.incident_json(incident) for incident in found], headers=headers)
 
     def retrieve(self, request: Request, id: str) -> Response:
-        incident = Incident.objects.prefetch_related("tickets").filter(pk=_existing(id)).first()
+        incident = Incident.objects.prefetch_related("tickets").filter(pk=existing(id)).first()
         if incident is None:
             raise Http404(f"There is no incident {id}.")
         anomalies = incident.anomalies.defer("payload").order_by("-id")[:RECENT_ANOMALIES]
@@ -218,7 +218,7 @@ class Incidents(ViewSet):
 
     @action(detail=False, methods=["post"])
     def batch(self, request: Request) -> Response:
-        body = _object(request)
+        body = object_of(request)
         ids, name, note = _batch_ids(body), body.get("action"), _note(body)
         if not isinstance(name, str) or name not in ("acknowledge", "resolve", "escalate"):
             raise ValidationError({"action": "Must be one of acknowledge, resolve, escalate."})
@@ -234,16 +234,16 @@ class Incidents(ViewSet):
         return Response({"updated": len(there), "action": name, "ids": there, "failed": failed})
 
 
-def _existing(incident_id: str) -> str:
+def existing(incident_id: str) -> str:
     if not INCIDENT_ID.fullmatch(incident_id):
         raise Http404("There is no incident of this id. Ids look like inc-20240301-001.")
     return incident_id
 
 
 def _moved(name: str, incident_id: str, request: Request) -> Incident:
-    note = _note(_object(request))
+    note = _note(object_of(request))
     [result] = lifecycle.move(
-        name, [_existing(incident_id)], actor=request.user.actor, note=note, request_id=request.id
+        name, [existing(incident_id)], actor=request.user.actor, note=note, request_id=request.id
     )
     if isinstance(result, Moved):
         return result.incident
@@ -397,7 +397,7 @@ class Audit(APIView):
     @extend_schema(
         operation_id="getAudit",
         summary="The state changes of an incident, oldest first",
-        parameters=[_query("incident_id", "The incident whose audit trail to read.", required=True)],
+        parameters=[query("incident_id", "The incident whose audit trail to read.", required=True)],
         responses={200: shapes.AuditSerializer} | UNKNOWN,
         examples=examples.AUDIT,
         tags=["Audit"],
@@ -406,7 +406,7 @@ class Audit(APIView):
         incident_id = request.query_params.get("incident_id", "")
         if not incident_id:
             raise ValidationError({"incident_id": "Required: the incident whose audit trail to read."})
-        entries = list(lifecycle.audit_of(_existing(incident_id)))
+        entries = list(lifecycle.audit_of(existing(incident_id)))
         if not entries and not Incident.objects.filter(pk=incident_id).exists():
             raise Http404(f"There is no incident {incident_id}.")
         return Response({"incident_id": incident_id, "entries": [_entry_json(entry) for entry in entries]})
@@ -420,35 +420,3 @@ def _entry_json(entry) -> dict:
         "actor": entry.actor,
     }
     return told | ({"note": entry.data["note"]} if "note" in entry.data else {})
-
-
-class RetryTickets(APIView):
-    role = "responder"
-
-    @extend_schema(
-        operation_id="retryTickets",
-        summary="Send tickets again now, whatever they wait for",
-        request=shapes.RetryRequestSerializer,
-        responses={200: shapes.RetryResponseSerializer} | UNKNOWN,
-        tags=["Tickets"],
-    )
-    def post(self, request: Request) -> Response:
-        tickets = _tickets_named(_object(request))
-        retried = [
-            lifecycle.retry_ticket(ticket_id, actor=request.user.actor, request_id=request.id) for ticket_id in tickets
-        ]
-        config = current()
-        shown = [shapes.ticket_json(ticket, config) for ticket in retried if ticket]
-        return Response({"retried": len(shown), "tickets": shown})
-
-
-def _tickets_named(body: dict) -> list[int]:
-    """The tickets of `ids`, or those of one incident that do not show what they should."""
-    ids, incident_id = body.get("ids"), body.get("incidentId")
-    if isinstance(incident_id, str):
-        behind = Ticket.objects.behind().filter(incident_id=_existing(incident_id))
-        return list(behind.order_by("pk").values_list("pk", flat=True))
-    whole = isinstance(ids, list) and all(type(i) is int and 0 < i < 2**63 for i in ids)
-    if not whole or not 1 <= len(ids) <= 100:
-        raise ValidationError({"ids": "Name 1 to 100 tickets by their numbers, or an incident by incidentId."})
-    return list(Ticket.objects.filter(pk__in=ids).order_by("pk").values_list("pk", flat=True))

@@ -183,6 +183,15 @@ def _already(same: list[Incident]) -> str:
     return f"{incident.id} was {incident.status} already" + (f" by {who(by)}." if by else ".")
 
 
+def drill_targets() -> dict[str, list[str]]:
+    """Who is told by a fire drill, and who of them is woken."""
+    enabled = [PLATFORMS[name] for name in current().enabled()]
+    return {
+        "woken": [platform.label for platform in enabled if platform.pages],
+        "told": [platform.label for platform in enabled if not platform.pages],
+    }
+
+
 def retry(incident_id: str, ticket_id: int, *, anew: bool, actor: str, request_id: str) -> str | None:
     """Sends one of the incident's tickets again. None where it has no such ticket."""
     incident = Incident.objects.filter(pk=incident_id, tickets__pk=ticket_id).exists()
@@ -192,3 +201,12 @@ def retry(incident_id: str, ticket_id: int, *, anew: bool, actor: str, request_i
     label = PLATFORMS[ticket.platform].label
     return f"The {label} ticket is created anew." if anew else f"The {label} ticket is sent again now."
 
+
+def retry_platform(platform: str, *, actor: str, request_id: str) -> str:
+    """Sends all of the platform's failed tickets again."""
+    count = len(lifecycle.retry_platform(platform, actor=actor, request_id=request_id))
+    label = PLATFORMS[platform].label
+    if not count:
+        return f"No {label} ticket has failed: nothing was sent again."
+    rest = " The rest must be sent again by another click." if count == lifecycle.RETRIED_AT_ONCE else ""
+    return f"{count:,} {label} ticket{' is' if count == 1 else 's are'} sent again now.{rest}"

@@ -70,7 +70,7 @@ def _told(incident: Incident, buckets: Counter[int], begin: datetime, width: tim
 def by_hour(now: datetime, hours: int = 24) -> tuple[Chart, list[tuple[datetime, Counter]]]:
     """New incidents per hour, stacked by severity, and the table that says the same."""
     begin = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
-    rows = Incident.objects.filter(created_at__gte=begin).order_by()
+    rows = Incident.objects.real().filter(created_at__gte=begin).order_by()
     rows = rows.annotate(hour=TruncHour("created_at")).values_list("hour", "severity").annotate(count=Count("pk"))
     table = {begin + timedelta(hours=h): Counter() for h in range(hours)}
     for hour, severity, count in rows:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from django.db.models import Count, Q
 from django.utils import timezone
 
+from incidents import drill
 from incidents.console import charts, listing
 from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket
 from incidents.templatetags.console import span
@@ -30,12 +31,13 @@ def context() -> dict:
         "services": _top_services(now),
         "times": _times(now),
         "model": ModelHealth.objects.first(),
+        "drill": drill.last(),
     }
 
 
 def _numbers(now: datetime, late: listing.Late) -> list[tuple[str, str, str, bool]]:
     """What, how many, where to look, and whether it asks for somebody."""
-    active = Incident.objects.active().aggregate(
+    active = Incident.objects.active().real().aggregate(
         open=Count("pk", filter=Q(status=Status.OPEN)),
         forgotten=Count("pk", filter=Q(status=Status.OPEN, created_at__lt=now - FORGOTTEN)),
         escalated=Count("pk", filter=Q(status=Status.ESCALATED)),
@@ -54,6 +56,8 @@ def _platforms(now: datetime, late: listing.Late) -> list[dict]:
     """Per platform: whether it is used, what it was told in the last day, and what waits."""
     sent = Ticket.objects.filter(created_at__gte=now - timedelta(days=1)).order_by().values_list("platform")
     counts = dict(sent.annotate(count=Count("pk", filter=Q(created_remotely_at__isnull=False))))
+    failing = dict(Ticket.objects.failing().order_by().values_list("platform").annotate(count=Count("pk")))
+    proven = drill.last_proven()
     used = set(listing.enabled_platforms().values_list("platform", flat=True))
     rows = []
     for name, platform in PLATFORMS.items():
@@ -61,13 +65,14 @@ def _platforms(now: datetime, late: listing.Late) -> list[dict]:
         enabled = name in used
         warning = platform.warning if enabled else ""
         row = {"name": name, "label": platform.label, "enabled": enabled, "sent": counts.get(name, 0)}
-        rows.append(row | {"late": behind, "since": since, "warning": warning})
+        row |= {"late": behind, "since": since, "warning": warning}
+        rows.append(row | {"failing": failing.get(name, 0), "proven": proven.get(name)})
     return rows
 
 
 def _times(now: datetime) -> list[dict]:
     """Per severity, over the last week's incidents (the newest 5,000): how long people took, and who told causes."""
-    week = Incident.objects.filter(created_at__gte=now - timedelta(days=7)).newest_first()
+    week = Incident.objects.real().filter(created_at__gte=now - timedelta(days=7)).newest_first()
     columns = ("severity", "created_at", "acknowledged_at", "resolved_at", "fallback")
     rows = list(week.values_list(*columns)[:MOST_TIMED])
     told = []
@@ -94,5 +99,5 @@ def _middle_and_most(seconds: list[float]) -> str:
 
 
 def _top_services(now: datetime) -> list[tuple[str, int]]:
-    day = Incident.objects.filter(created_at__gte=now - timedelta(days=1)).order_by()
+    day = Incident.objects.real().filter(created_at__gte=now - timedelta(days=1)).order_by()
     return list(day.values_list("service").annotate(count=Count("pk")).order_by("-count", "service")[:TOP_SERVICES])

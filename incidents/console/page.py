@@ -8,7 +8,7 @@ from django.http import QueryDict
 
 from auditlog import models as auditlog
 from incidents.console import charts, listing
-from incidents.delivery.states import TicketState, state_of
+from incidents.delivery.states import TicketState, difference, state_of
 from incidents.events import Evidence
 from incidents.lifecycle import MOVES
 from incidents.models import Anomaly, Incident, Status, Ticket
@@ -34,6 +34,7 @@ class TicketLine:
     ticket: Ticket
     label: str
     state: TicketState
+    difference: str = ""  # what it really shows, where that is something else
 
     @property
     def troubled(self) -> bool:
@@ -44,8 +45,16 @@ class TicketLine:
         return self.state.name in ("failed", "retrying", "pending")
 
     @property
+    def gone(self) -> bool:
+        return bool(self.difference) and self.ticket.seen_category == "gone"
+
+    @property
+    def may_set_again(self) -> bool:
+        return bool(self.difference) and not self.gone
+
+    @property
     def may_begin_anew(self) -> bool:
-        return self.state.name == "failed"
+        return self.state.name == "failed" or self.gone
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ def ticket_lines(incident: Incident) -> list[TicketLine]:
     lines = []
     for name, platform in PLATFORMS.items():
         if ticket := by_platform.get(name):
-            lines.append(TicketLine(ticket, platform.label, state_of(ticket, enabled=ticket.enabled)))
+            state = state_of(ticket, enabled=ticket.enabled)
+            lines.append(TicketLine(ticket, platform.label, state, difference(ticket)))
     return lines
 
 
@@ -203,6 +213,8 @@ def _of_ticket(line: TicketLine) -> list[Happening]:
         told.append(Happening(ticket.created_remotely_at, "delivery", created, "", ticket.remote_id))
     if ticket.parked_at:
         told.append(Happening(ticket.parked_at, "trouble", f"{line.label} ticket failed", "", ticket.last_error))
+    elif line.difference:
+        told.append(Happening(ticket.seen_at, "trouble", f"{line.label} ticket differs", "", line.difference))
     elif ticket.failing_since:
         told.append(Happening(ticket.failing_since, "trouble", f"{line.label} began to fail", "", ticket.last_error))
     return told

@@ -22,6 +22,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 
+from incidents import drill
 from incidents.console import acts, export, listing, page
 from incidents.models import SEVERITY_RANK, Incident, Severity, Status
 from platforms.catalog import PLATFORMS
@@ -57,6 +58,8 @@ class IncidentPages(ModelAdmin):
         return [
             path("", wrap(self.list_page), name="incidents_incident_changelist"),
             path("act/", wrap(self.act), name="incidents_incident_act"),
+            path("drill/", wrap(self.drill), name="incidents_incident_drill"),
+            path("retry/<str:platform>/", wrap(self.retry_platform), name="incidents_incident_retry_platform"),
             path("incidents.csv", wrap(self.table_file), name="incidents_incident_export"),
             path("<str:incident_id>/", wrap(self.one_page), name="incidents_incident_change"),
             path("<str:incident_id>/tickets/<int:ticket_id>/", wrap(self.retry), name="incidents_incident_retry"),
@@ -161,6 +164,30 @@ class IncidentPages(ModelAdmin):
         messages.success(request, told)
         return HttpResponseRedirect(back)
 
+    def retry_platform(self, request: HttpRequest, platform: str) -> HttpResponse:
+        if platform not in PLATFORMS:
+            raise Http404
+        if request.method == "POST":
+            _require_responder(request)
+            who = {"actor": request.principal.actor, "request_id": request.id}
+            messages.success(request, acts.retry_platform(platform, **who))
+        return HttpResponseRedirect(f"{reverse(LIST)}?view=undelivered&platform={platform}")
+
+    def drill(self, request: HttpRequest) -> HttpResponse:
+        """Asks first, naming whom it wakes; begins only from that page's button."""
+        if not request.principal.may("admin"):
+            raise PermissionDenied
+        if request.method == "POST" and request.POST.get("confirmed") == "1":
+            try:
+                incident = drill.begin(actor=request.principal.actor, request_id=request.id)
+            except drill.Refused as refused:
+                messages.error(request, str(refused))
+                return HttpResponseRedirect(reverse("admin:index"))
+            messages.success(request, "The drill has begun. It is resolved by itself within five minutes.")
+            return HttpResponseRedirect(reverse(ONE, args=[incident.pk]))
+        context = self.admin_site.each_context(request) | {"title": "Begin a fire drill?", "place": "overview"}
+        return TemplateResponse(request, "incidents/drill.html", context | acts.drill_targets())
+
     # --- A file -------------------------------------------------------------------------------------------------------
 
     def table_file(self, request: HttpRequest) -> StreamingHttpResponse:
@@ -190,13 +217,13 @@ class Row:
     def shown_lines(self) -> list[page.TicketLine]:
         """The troubled first: where the column is too narrow for all, they are the last to go."""
         shown = [line for line in self.lines if line.state.name != "not needed"]
-        return sorted(shown, key=lambda line: not line.troubled)
+        return sorted(shown, key=lambda line: not (line.troubled or line.difference))
 
     @property
     def version(self) -> tuple:
         """Changes with whatever the row shows, but for the passing of time."""
         incident = self.incident
-        tickets = tuple((line.ticket.pk, line.state.words, line.ticket.remote_url) for line in self.lines)
+        tickets = tuple((one.ticket.pk, one.state.words, one.difference, one.ticket.remote_url) for one in self.lines)
         return incident.pk, incident.status, incident.updated_at, incident.cause_at, incident.fallback, tickets
 
 

@@ -94,7 +94,7 @@ class _Attempt:
         self.began = clock()
         self.platform = config.platform
         self.failures = failures
-        self.version_id, self.settings = _credentials(ticket, config)
+        self.version_id, self.settings = credentials(ticket, config)
         self.caller = _Witness(
             egress=egress(),
             seconds=times.deadline,
@@ -215,7 +215,7 @@ def _as_moment(value: object):
     return Value(None, output_field=DateTimeField()) if value is None else value
 
 
-def _credentials(ticket: Ticket, config: PlatformConfig) -> tuple[int | None, dict[str, str]]:
+def credentials(ticket: Ticket, config: PlatformConfig) -> tuple[int | None, dict[str, str]]:
     """Today's settings, unless they are those of another account than the one the ticket was made at."""
     made_with: PlatformVersion | None = ticket.settings_version
     if ticket.created_remotely_at is None or made_with is None:

@@ -1,4 +1,5 @@
-"""The threads of a worker process: a lane per platform, one for causes, and the sweep that finds whatever is due.
+"""The threads of a worker process: a lane per platform, one for causes, one that looks at what tickets show, and the
+sweep that finds whatever is due.
 
 A lane is a bulkhead: at most a few attempts of one platform are under way, and a platform that hangs holds only its own
 threads. A wake-up tells a lane to look; the sweep tells all of them each second, and needs neither broker nor beat.
@@ -9,12 +10,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from django.db import close_old_connections, connection
 from django.db.models.functions import Now
 
 from incidents.causes import model
+from incidents.delivery import looks
 from incidents.delivery.attempts import attempt_next
 from incidents.models import Incident, Pulse, Ticket
 from platforms.catalog import PLATFORMS
@@ -25,13 +27,16 @@ THREADS_PER_LANE = 4
 SWEEP_SECONDS = 1.0
 PULSE_SECONDS = 5.0
 CAUSES = "causes"
+LOOKS = "looks"
 STOPPING_SECONDS = 6.0
 
 
 class Lane:
     """Threads that make attempts of one kind until nothing is due, and then wait to be woken."""
 
-    def __init__(self, name: str, attempt: Callable[[Callable[[], None]], bool]) -> None:
+    def __init__(
+        self, name: str, attempt: Callable[[Callable[[], None]], bool], threads: int = THREADS_PER_LANE
+    ) -> None:
         self.name = name
         self.attempt = attempt
         self.word = False
@@ -39,7 +44,7 @@ class Lane:
         self.condition = threading.Condition()
         self.threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
-            for number in range(THREADS_PER_LANE)
+            for number in range(threads)
         ]
         for thread in self.threads:
             thread.start()
@@ -77,12 +82,14 @@ class Lane:
 
 
 class Sweep:
-    """Looks each second for what is due, and tells that it is alive."""
+    """Looks each second for what is due, and tells that it is alive. `chores` are done each time that it tells so."""
 
-    def __init__(self, queues: set[str]) -> None:
+    def __init__(self, queues: set[str], chores: Sequence[Callable[[], object]] = ()) -> None:
+        self.chores = chores if "tickets" in queues else ()
         self.lanes: dict[str, Lane] = {}
         if "tickets" in queues:
             self.lanes |= {name: Lane(name, lambda claimed, n=name: attempt_next(n, claimed)) for name in PLATFORMS}
+            self.lanes[LOOKS] = Lane(LOOKS, lambda _: looks.look_next(), threads=1)
         if "causes" in queues:
             self.lanes[CAUSES] = Lane(CAUSES, model.ask_next)
         self.name = f"sweep:{socket.gethostname()}:{os.getpid()}"
@@ -124,6 +131,9 @@ class Sweep:
         if time.monotonic() - self.pulse_at >= PULSE_SECONDS:
             beat(self.name)
             self.pulse_at = time.monotonic()
+            self.wake([LOOKS])
+            for chore in self.chores:
+                chore()
 
     def due(self) -> list[str]:
         names = []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from incidents.models import Ticket
+from platforms.catalog import PLATFORMS
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,10 @@ def state_of(ticket: Ticket, *, enabled: bool) -> TicketState:
     if ticket.failing_since:
         return TicketState("retrying", f"{changes} behind: {ticket.last_error}", ticket.due_at)
     return TicketState("pending", f"{changes} behind", ticket.due_at)
+
+
+def difference(ticket: Ticket) -> str:
+    """What the ticket was seen to show instead of what it should, for a person to decide; empty where all is well."""
+    if not ticket.differs:
+        return ""
+    return f"{PLATFORMS[ticket.platform].label} says {ticket.seen_status}, the incident is {ticket.incident.status}"
