@@ -61,10 +61,14 @@ def patch_routing(body: dict, *, actor: str, request_id: str = "") -> dict[str, 
 
 def patch_anomaly(body: dict, *, actor: str, request_id: str = "") -> dict:
     """Changes the score that opens an incident and the window of deduplication. Returns both."""
-    errors = {name: text for name, value in body.items() if (text := _anomaly_mistake(name, value))}
-    if errors:
-        raise Invalid(errors)
+    check_anomaly(body)
     return _patch_section("anomaly", body, {}, actor=actor, request_id=request_id).shown_anomaly()
+
+
+def check_anomaly(body: dict) -> None:
+    """Raises Invalid where `patch_anomaly` would, and changes nothing."""
+    if errors := {name: text for name, value in body.items() if (text := _anomaly_mistake(name, value))}:
+        raise Invalid(errors)
 
 
 def patch_llm(body: dict, *, actor: str, request_id: str = "") -> dict:

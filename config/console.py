@@ -1,8 +1,9 @@
 """The console's door to the configuration and the API keys. Secrets go in here and are never shown again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
@@ -12,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
 
-from config import changes, keys, probes
+from config import changes, durations, keys, probes
 from config.changes import Invalid
 from config.current import DEFAULTS, LLM_FIELDS, SEVERITIES, Current, read
 from config.models import ApiKey, Role
@@ -47,21 +48,39 @@ class Typed:
     part: str
     form: QueryDict
     errors: dict[str, str]
+    rehearsed: str = ""  # what would come of it, where that was asked instead
+
+
+class Rehearsal(Protocol):
+    """How many incidents the last days would have opened, by severity: as things are (`now`), and with other settings
+    (`then`). Counted from `since`; `cut`: there was more than could be read."""
+
+    now: Mapping[str, int]
+    then: Mapping[str, int]
+    since: datetime
+    cut: bool
 
 
 class ConfigurationPages:
     """One page with a form for each part. Each form changes its part alone, and wholly or not at all.
 
-    `open_tickets` counts a platform's tickets of active incidents; `test_model` asks the language model. They are
-    handed in because they belong to those who import us.
+    `open_tickets` counts a platform's tickets of active incidents; `test_model` asks the language model; `rehearse`
+    counts what two pairs of score and window make of the last days. They are handed in because they belong to those
+    who import us.
     """
 
     def __init__(
-        self, site: AdminSite, *, open_tickets: Callable[[str], int], test_model: Callable[[], Probe]
+        self,
+        site: AdminSite,
+        *,
+        open_tickets: Callable[[str], int],
+        test_model: Callable[[], Probe],
+        rehearse: Callable[..., Rehearsal],
     ) -> None:
         self.site = site
         self.open_tickets = open_tickets
         self.test_model = test_model
+        self.rehearse = rehearse
 
     def urls(self) -> list:
         wrap = self.site.admin_view
@@ -91,7 +110,7 @@ class ConfigurationPages:
             "told": _told(request),
             "typed": typed,
         }
-        return TemplateResponse(request, "config/page.html", context, status=400 if typed else 200)
+        return TemplateResponse(request, "config/page.html", context, status=400 if typed and typed.errors else 200)
 
     def _platform(self, name: str, config: Current, typed: Typed | None) -> dict:
         platform, now = PLATFORMS[name], config.platforms[name]
@@ -131,6 +150,8 @@ class ConfigurationPages:
             return _back("routing")
         now = read().routing
         wanted = {severity: _ticked(severity, now[severity], request.POST) for severity in SEVERITIES}
+        if request.POST.get("rehearse") == "1":
+            return self._rehearse_routing(request, wanted)
         changed = {severity: names for severity, names in wanted.items() if names != now[severity]}
         return self._change(request, "routing", lambda who: changes.patch_routing(changed, **who))
 
@@ -141,6 +162,8 @@ class ConfigurationPages:
             "minimumScore": _number(request.POST.get("minimumScore", "")),
             "lookbackWindow": request.POST.get("lookbackWindow", "").strip(),
         }
+        if request.POST.get("rehearse") == "1":
+            return self._rehearse_anomaly(request, wanted)
         return self._change(request, "anomaly", lambda who: changes.patch_anomaly(wanted, **who))
 
     def llm(self, request: HttpRequest) -> HttpResponse:
@@ -157,6 +180,39 @@ class ConfigurationPages:
             return self.show(request, Typed(part, request.POST, invalid.errors))
         messages.success(request, "Saved. It is in force everywhere within a second.", extra_tags=f"part:{part}")
         return _back(part)
+
+    # --- Rehearsals ---------------------------------------------------------------------------------------------------
+
+    def _rehearse_anomaly(self, request: HttpRequest, wanted: dict) -> HttpResponse:
+        _require_admin(request)
+        try:
+            changes.check_anomaly(wanted)
+        except Invalid as invalid:
+            return self.show(request, Typed("anomaly", request.POST, invalid.errors))
+        config = read()
+        found = self.rehearse(
+            before=(config.minimum_score, config.lookback),
+            after=(wanted["minimumScore"], durations.parse(wanted["lookbackWindow"])),
+        )
+        words = f"With these settings {_period(found)} would have opened {_instead(found.then, found.now)}."
+        return self.show(request, Typed("anomaly", request.POST, {}, words))
+
+    def _rehearse_routing(self, request: HttpRequest, wanted: dict[str, list[str]]) -> HttpResponse:
+        _require_admin(request)
+        config = read()
+        as_it_is = (config.minimum_score, config.lookback)
+        found = self.rehearse(before=as_it_is, after=as_it_is)
+        told = []
+        for name, platform in PLATFORMS.items():
+            before = sum(count for severity, count in found.now.items() if name in config.routing[severity])
+            after = sum(count for severity, count in found.now.items() if name in wanted[severity])
+            if config.platforms[name].enabled and (before or after):
+                compared = f"instead of {before:,}" if after != before else "as now"
+                told.append(f"{platform.label} {after:,} {compared}")
+        total = sum(found.now.values())
+        words = f"{_period(found).capitalize()} opened {total:,} incident{'' if total == 1 else 's'}"
+        words += f". With these routes the tickets would have been: {', '.join(told) or 'none'}."
+        return self.show(request, Typed("routing", request.POST, {}, words))
 
     # --- Tests --------------------------------------------------------------------------------------------------------
 
@@ -176,6 +232,22 @@ class ConfigurationPages:
             level = messages.SUCCESS if result.ok else messages.ERROR
             messages.add_message(request, level, f"{result.message}{took}", extra_tags=f"part:{part}")
         return _back(part)
+
+
+def _period(found: Rehearsal) -> str:
+    if found.cut:
+        return f"the anomalies since {found.since:%Y-%m-%d %H:%M} UTC (there are too many to count further back)"
+    return "the last 7 days"
+
+
+def _instead(then: Mapping[str, int], now: Mapping[str, int]) -> str:
+    after, before = sum(then.values()), sum(now.values())
+    words = f"{after:,} incident{'' if after == 1 else 's'}"
+    if after == before and dict(then) == dict(now):
+        return f"{words}, as with those that are in force"
+    changed = [severity for severity in SEVERITIES if then.get(severity, 0) != now.get(severity, 0)]
+    by_severity = [f"{then.get(s, 0):,} {s} instead of {now.get(s, 0):,}" for s in changed]
+    return f"{words} instead of {before:,}: {', '.join(by_severity)}"
 
 
 def _require_admin(request: HttpRequest) -> None:

@@ -169,7 +169,7 @@ class _Batch:
 
     config: Current
     now: datetime
-    faults: dict[tuple[str, str], "_Siblings"] = field(default_factory=dict)
+    faults: dict[tuple[str, str], "Siblings"] = field(default_factory=dict)
     opened: list[tuple[Incident, Author]] = field(default_factory=list)
     joined: dict[int, Incident] = field(default_factory=dict)
     reopened: dict[Author, list[Incident]] = field(default_factory=lambda: defaultdict(list))
@@ -206,7 +206,7 @@ class _Batch:
             )
             _locked(sorted(missing))
         window = self.config.lookback
-        self.faults = {key: _Siblings(window) for key in keys}
+        self.faults = {key: Siblings(window) for key in keys}
         times = [e.at for e in events]
         for incident in sorted(
             _candidates(keys, min(times) - window, max(times) + window), key=lambda i: (i.created_at, i.number)
@@ -307,7 +307,7 @@ def give_ids(incidents: Sequence[Incident], day: date) -> None:
         incident.pk = f"inc-{day:%Y%m%d}-{number:03d}"
 
 
-class _Siblings:
+class Siblings:
     """The incidents of one service and severity, found by time: sorted by their first anomaly.
 
     None reaches further than the longest, so an anomaly looks at those alone that begin shortly before it.

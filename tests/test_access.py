@@ -304,7 +304,7 @@ class TestConsoleLogins:
             if role:
                 user.groups.add(Group.objects.get_or_create(name=role)[0])
             browser = APIClient(enforce_csrf_checks=True)
-            browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+            browser.force_login(user, backend="ticketing.access.RolesAtOnce")
             return browser
 
         return make

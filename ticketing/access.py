@@ -4,6 +4,9 @@ import ipaddress
 from dataclasses import dataclass
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
+from django.db.models import Exists, OuterRef
 from django.http.request import split_domain_port
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
@@ -19,6 +22,7 @@ ALLOWS = {
     "responder": {"viewer", "responder"},
     "admin": {"producer", "viewer", "responder", "admin"},
 }
+OF_GROUPS = ("admin", "responder", "viewer")  # the highest first
 READING = ("GET", "HEAD")
 # What a request carries that came from somewhere else, beside X-Forwarded-*.
 OF_PROXIES = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"}
@@ -51,9 +55,25 @@ def nobody() -> Nobody:
 
 def principal_of(user) -> Principal:
     """A console user's principal: superusers are admins, others have the role of their groups, the highest."""
-    names = {"admin"} if user.is_superuser else set(user.groups.values_list("name", flat=True))
-    role = next((role for role in ("admin", "responder", "viewer") if role in names), None)
+    if user.is_superuser:
+        names = {"admin"}
+    elif hasattr(user, f"in_{OF_GROUPS[0]}"):
+        names = {role for role in OF_GROUPS if getattr(user, f"in_{role}")}
+    else:
+        names = set(user.groups.values_list("name", flat=True))
+    role = next((role for role in OF_GROUPS if role in names), None)
     return Principal(f"user:{user.get_username()}", role)
+
+
+class RolesAtOnce(ModelBackend):
+    """Reads a signed-in user together with their roles: every page asks for both."""
+
+    def get_user(self, user_id):
+        model = get_user_model()
+        groups = model.groups.through.objects.filter(user_id=OuterRef("pk"))
+        roles = {f"in_{role}": Exists(groups.filter(group__name=role)) for role in OF_GROUPS}
+        user = model._default_manager.annotate(**roles).filter(pk=user_id).first()
+        return user if user and self.user_can_authenticate(user) else None
 
 
 class ApiKeyAuthentication(BaseAuthentication):

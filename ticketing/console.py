@@ -15,6 +15,7 @@ from incidents.causes import health as model_health
 from incidents.console import overview
 from incidents.console.pages import IncidentPages
 from incidents.models import Incident, Ticket
+from incidents.rehearsal import rehearse
 from ticketing import access, health
 
 
@@ -29,7 +30,9 @@ class Console(AdminSite):
 
     def __init__(self, name: str = "admin") -> None:
         super().__init__(name)
-        self.configuration = ConfigurationPages(self, open_tickets=_open_tickets, test_model=_test_model)
+        self.configuration = ConfigurationPages(
+            self, open_tickets=_open_tickets, test_model=_test_model, rehearse=rehearse
+        )
         self.register(Incident, IncidentPages)
         self.register(ApiKey, ApiKeyPages)
         self.register(Entry, EntryPages)

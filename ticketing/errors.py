@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import DatabaseError, InterfaceError, InternalError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -116,6 +117,14 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return answer
     log.error("Unexpected error.", exc_info=error)
     return JsonResponse(body(MESSAGES[500]), status=500)
+
+
+def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict) -> HttpResponse:
+    """Too many wrong passwords for one name from one address. It does not say whether there is such a user."""
+    minutes = round(60 * settings.AXES_COOLOFF_TIME)
+    answer = _answer(request, 429, f"Too many wrong passwords. Try again in {minutes} minutes, or ask an admin.")
+    answer["Retry-After"] = str(60 * minutes)
+    return answer
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -20,6 +20,8 @@ FIRST_ENTRIES = 50
 MOST_ENTRIES = 1000
 OTHERS = 5
 EVIDENCE_LINES = 10
+# What a platform is called where five must stand side by side; the others' names are short enough.
+SHORT = {"pagerduty": "PD", "servicenow": "SNow", "opsgenie": "OG"}
 # The one usual next step in each state.
 USUAL = {
     Status.OPEN: "acknowledge",
@@ -35,6 +37,10 @@ class TicketLine:
     label: str
     state: TicketState
     difference: str = ""  # what it really shows, where that is something else
+
+    @property
+    def short(self) -> str:
+        return SHORT.get(self.ticket.platform, self.label)
 
     @property
     def troubled(self) -> bool:

@@ -215,7 +215,7 @@ class Row:
 
     @property
     def shown_lines(self) -> list[page.TicketLine]:
-        """The troubled first: where the column is too narrow for all, they are the last to go."""
+        """The troubled first, where the eye begins."""
         shown = [line for line in self.lines if line.state.name != "not needed"]
         return sorted(shown, key=lambda line: not (line.troubled or line.difference))
 
