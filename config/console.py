@@ -64,9 +64,9 @@ class Rehearsal(Protocol):
 class ConfigurationPages:
     """One page with a form for each part. Each form changes its part alone, and wholly or not at all.
 
-    `open_tickets` counts a platform's tickets of active incidents; `test_model` asks the language model; `rehearse`
-    counts what two pairs of score and window make of the last days. They are handed in because they belong to those
-    who import us.
+    `open_tickets` counts a platform's tickets of active incidents, `failed_tickets` by platform those that failed;
+    `test_model` asks the language model; `rehearse` counts what two pairs of score and window make of the last days.
+    They are handed in because they belong to those who import us.
     """
 
     def __init__(
@@ -74,11 +74,13 @@ class ConfigurationPages:
         site: AdminSite,
         *,
         open_tickets: Callable[[str], int],
+        failed_tickets: Callable[[], dict[str, int]],
         test_model: Callable[[], Probe],
         rehearse: Callable[..., Rehearsal],
     ) -> None:
         self.site = site
         self.open_tickets = open_tickets
+        self.failed_tickets = failed_tickets
         self.test_model = test_model
         self.rehearse = rehearse
 
@@ -95,11 +97,11 @@ class ConfigurationPages:
         ]
 
     def show(self, request: HttpRequest, typed: Typed | None = None) -> HttpResponse:
-        config = read()
+        config, failed = read(), self.failed_tickets()
         context = self.site.each_context(request) | {
             "title": "Configuration",
             "place": "configuration",
-            "platforms": [self._platform(name, config, typed) for name in PLATFORMS],
+            "platforms": [self._platform(name, config, typed) | {"failed": failed.get(name, 0)} for name in PLATFORMS],
             "routing": _routing(config, typed),
             "severities": SEVERITIES,
             "anomaly": _anomaly(config, typed),

@@ -228,6 +228,10 @@ class TicketQuerySet(models.QuerySet):
         """Those of them that failed, whether they are tried again by themselves or were given up."""
         return self.behind().filter(Q(parked_at__isnull=False) | Q(failing_since__isnull=False))
 
+    def by_platform(self) -> dict[str, int]:
+        """How many there are at each platform that has any."""
+        return dict(self.order_by().values_list("platform").annotate(count=models.Count("pk")))
+
     def differing(self) -> Self:
         """Tickets that were seen to show something else than they should, and have not changed since."""
         return self.filter(seen_differs=True, seen_version=F("wanted_version"))

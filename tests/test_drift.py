@@ -253,7 +253,7 @@ class TestWhatAPersonDecides:
         assert "Jira says Done, the incident is open" in page
         assert "Set it again" in page
         assert "Jira ticket differs" in page
-        assert "Jira: Done" in admin_client.get(LIST).content.decode()
+        assert "Jira says Done, the incident is open" in admin_client.get(LIST).content.decode()
         assert 'ticketing_tickets_differing{platform="jira"} 1' in api.get("/metrics").content.decode()
         listed = api.get("/api/v1/tickets?state=differing").json()
         assert sorted(ticket["platform"] for ticket in listed) == sorted(READABLE)

@@ -77,7 +77,7 @@ class TestTheWholeWay:
         Incident.objects.update(created_at=F("created_at") - drill.LONGEST)
         drill.end_due()
         assert Incident.objects.get().status == "resolved"
-        assert "not every platform" in Entry.objects.get(action="resolved").data["note"]
+        assert Entry.objects.get(action="resolved").data["note"].startswith(f"{drill.NOT_PROVEN} Slack: 500")
         told = proven(api)
         assert told["pagerduty"]
         assert told["slack"] is None

@@ -94,6 +94,14 @@ class TestAllThatFailedAtAPlatform:
         assert "No Jira ticket has failed" in admin_client.post(f"{LIST}retry/jira/", follow=True).content.decode()
         assert admin_client.post(f"{LIST}retry/x/").status_code == 404
 
+    def test_by_a_button_where_the_platform_is_configured_or_its_undelivered_are_listed(self, refused, admin_client):
+        assert "Send 3 failed again" in admin_client.get("/admin/config/").content.decode()
+        button = "Send all that failed at Jira again"
+        assert button in admin_client.get(f"{LIST}?view=undelivered&platform=jira").content.decode()
+        assert button not in admin_client.get(f"{LIST}?view=undelivered").content.decode()
+        admin_client.post(f"{LIST}retry/jira/")
+        assert "failed again" not in admin_client.get("/admin/config/").content.decode()
+
 
 class TestTheList:
     def test_tells_what_is_behind_since_when_and_why(self, api, refused):

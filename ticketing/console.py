@@ -31,7 +31,11 @@ class Console(AdminSite):
     def __init__(self, name: str = "admin") -> None:
         super().__init__(name)
         self.configuration = ConfigurationPages(
-            self, open_tickets=_open_tickets, test_model=_test_model, rehearse=rehearse
+            self,
+            open_tickets=_open_tickets,
+            failed_tickets=lambda: Ticket.objects.failing().by_platform(),
+            test_model=_test_model,
+            rehearse=rehearse,
         )
         self.register(Incident, IncidentPages)
         self.register(ApiKey, ApiKeyPages)

@@ -174,8 +174,7 @@ def _tickets() -> Iterator[Level]:
         yield DUE, row["due"], labels
         yield DUE_AGE, _age(row["due_since"], row["now"]), labels
         yield PARKED, row["parked"], labels
-    differing = Ticket.objects.differing().order_by().values_list("platform")
-    for platform, number in differing.annotate(number=Count("pk")):
+    for platform, number in Ticket.objects.differing().by_platform().items():
         yield DIFFERING, number, {"platform": platform}
 
 

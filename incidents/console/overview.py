@@ -56,7 +56,7 @@ def _platforms(now: datetime, late: listing.Late) -> list[dict]:
     """Per platform: whether it is used, what it was told in the last day, and what waits."""
     sent = Ticket.objects.filter(created_at__gte=now - timedelta(days=1)).order_by().values_list("platform")
     counts = dict(sent.annotate(count=Count("pk", filter=Q(created_remotely_at__isnull=False))))
-    failing = dict(Ticket.objects.failing().order_by().values_list("platform").annotate(count=Count("pk")))
+    failing = Ticket.objects.failing().by_platform()
     proven = drill.last_proven()
     used = set(listing.enabled_platforms().values_list("platform", flat=True))
     rows = []

@@ -83,6 +83,7 @@ class IncidentPages(ModelAdmin):
             "found": found,
             "views": _views(question, counts, late),
             "strip": _strip(late),
+            "failing_at": _failing_at(question, late),
             "sorts": _sorts(question),
             "now": now,
         }
@@ -268,6 +269,13 @@ def _views(question: listing.Question, counts: Counter, late: listing.Late) -> l
         }
         for name in listing.VIEWS
     ]
+
+
+def _failing_at(question: listing.Question, late: listing.Late) -> dict:
+    """The platform whose undelivered tickets are looked at, if any: they can be sent again all at once."""
+    if question.view != "undelivered" or question.platform not in late.platforms:
+        return {}
+    return {"name": question.platform, "label": PLATFORMS[question.platform].label}
 
 
 def _strip(late: listing.Late) -> list[dict]:

@@ -43,7 +43,7 @@ def look_next() -> bool:
 
 def _look(name: str) -> bool:
     config = current().platforms[name]
-    if not config.enabled or _gives_way(name) or not _takes_turn(name):
+    if not config.enabled or not _takes_turn(name) or _gives_way(name):
         return False
     ticket = _longest_unseen(name)
     if ticket is None:
@@ -74,10 +74,12 @@ def _turn(name: str) -> str:
 
 def _takes_turn(name: str) -> bool:
     """Whether this process may look now. The row decides for all of them."""
-    turn = Pulse.objects.filter(name=_turn(name), at__lte=lease(-EVERY_SECONDS))
-    if turn.update(at=Now()):
-        return True
-    Pulse.objects.bulk_create([Pulse(name=_turn(name), at=NEVER)], ignore_conflicts=True)
+    turn = Pulse.objects.filter(name=_turn(name))
+    due = turn.filter(at__lte=lease(-EVERY_SECONDS))
+    if due.exists():  # asked first: mostly it is not, and asking locks nothing
+        return bool(due.update(at=Now()))
+    if not turn.exists():
+        Pulse.objects.bulk_create([Pulse(name=_turn(name), at=NEVER)], ignore_conflicts=True)
     return False
 
 

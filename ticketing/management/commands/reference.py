@@ -20,6 +20,7 @@ METRICS = """# Metrics
 ```yaml
 scrape_configs:
   - job_name: ticketing
+    scrape_interval: 15s
     authorization: {{credentials_file: /etc/prometheus/ticketing-key}}
     static_configs: [{{targets: ["tickets.example.com"]}}]
     scheme: https
