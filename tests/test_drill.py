@@ -1,5 +1,7 @@
 """A fire drill goes the whole way to every enabled platform, is resolved by itself, and is in nobody's numbers."""
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from io import StringIO
@@ -13,12 +15,20 @@ from django.utils import timezone
 from auditlog.models import Entry
 from config.changes import patch_platforms
 from incidents import drill
-from incidents.models import Incident, Ticket
+from incidents.delivery import lanes
+from incidents.models import Incident, Pulse, Ticket
 from platforms.catalog import PLATFORMS
 
 DRILL = "/api/v1/drill"
 CONFIRM = "/admin/incidents/incident/drill/"
 LIST = "/admin/incidents/incident/"
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "It does not come true."
+        time.sleep(0.05)
 
 
 def begin(api, *, expect: int = 200) -> dict:
@@ -90,6 +100,28 @@ class TestTheWholeWay:
         scrape = api.get("/metrics").content.decode()
         assert 'ticketing_platform_proven_seconds{platform="jira"} +Inf' in scrape
         assert 'ticketing_platform_proven_seconds{platform="slack"} +Inf' not in scrape
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_sees_it_through_by_itself_and_looks_at_what_tickets_show(connect, api, monkeypatch):
+    monkeypatch.setattr(lanes, "SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr(lanes, "PULSE_SECONDS", 0.1)
+    standins = connect("pagerduty", "jira")
+    begun = begin(api)["incidentId"]
+    sweep = lanes.Sweep({"tickets"}, chores=[drill.end_due])
+    try:
+        until(lambda: Incident.objects.get(pk=begun).status == "resolved")
+        until(lambda: not Ticket.objects.behind().exists())
+        assert [issue.category for issue in standins.jira.issues.values()] == ["done"]
+        Incident.objects.update(drill=False)  # else it is resolved again
+        api.post(f"/api/incidents/{begun}/reopen")
+        until(lambda: not Ticket.objects.behind().exists())
+        hour = timedelta(hours=1)
+        Ticket.objects.update(shown_at=F("shown_at") - hour)
+        Pulse.objects.filter(name="look:jira").update(at=F("at") - hour)
+        until(lambda: Ticket.objects.get(platform="jira").seen_status == "To Do")
+    finally:
+        sweep.stop()
 
 
 class TestBeginning:
