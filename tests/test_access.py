@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 
 from auditlog.models import Entry
 from config import keys
+from config.models import ApiKey
 from incidents.models import Incident
 from tests import raw
 from ticketing.processes import ROOT
@@ -214,11 +215,30 @@ class TestKeys:
     def test_its_use_is_noted_once_a_minute(self, key_of, django_assert_num_queries):
         text = key_of("viewer")
         first = keys.find(text)
-        keys.find(text)
+        keys._kept.clear()
         assert keys.find(text).last_used_at is not None
         assert first.last_used_at is None
+        keys._kept.clear()
         with django_assert_num_queries(1):
             keys.find(text)
+
+    def test_it_is_asked_for_twice_a_second_however_often_it_is_used(self, key_of, django_assert_num_queries):
+        text = key_of("viewer")
+        keys.find(text)
+        with django_assert_num_queries(0):
+            assert keys.find(text).role == "viewer"
+
+    def test_one_that_another_process_revokes_is_none_within_a_second(self, key_of, monkeypatch):
+        text = key_of("viewer")
+        ApiKey.objects.filter(pk=keys.find(text).pk).update(revoked_at=timezone.now())
+        monkeypatch.setattr(keys, "KEPT_SECONDS", 0)
+        assert keys.find(text) is None
+
+    def test_one_that_expires_is_none_at_that_moment(self, db, time_machine):
+        _, text = keys.create(name="x", role="viewer", actor="system", expires_at=timezone.now() + timedelta(days=1))
+        assert keys.find(text)
+        time_machine.move_to(timezone.now() + timedelta(days=1))
+        assert keys.find(text) is None
 
 
 class TestTheActor:
