@@ -108,7 +108,9 @@ class ServiceNow:
 
     def look(self, call: Caller, settings: Settings, remote: Remote, key: str) -> Seen | None:
         """The row's state. On Hold and states of the instance's own are taken for being worked on."""
-        row = _Table(call, settings).shown(remote, key)
+        table = _Table(call, settings)
+        # A page of something in between says 404 too: only a search that finds nothing says that there is none.
+        row = table.shown(remote, key) or table.search(key)
         if row is None:
             return Seen("Not found", "gone")
         state = row["state"]

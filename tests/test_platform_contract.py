@@ -237,6 +237,32 @@ class PlatformContract:
         assert found == created
         assert self.platform.find(self.call(), self.settings, "inc-20240301-001-k3y") is None
 
+    def test_what_a_ticket_really_shows_can_be_looked_at_and_a_look_changes_nothing(self):
+        remote = self.create()
+        if not self.platform.readable:
+            before = len(self.standin.seen)
+            assert self.platform.look(self.call(), self.settings, remote, NOTICE.key) is None
+            assert len(self.standin.seen) == before
+            return
+        for step, status in ((None, "open"), ("acknowledge", "acknowledged"), ("resolve", "resolved")):
+            remote = self.update(remote, step, status=status) if step else remote
+            effects = len(self.standin.effects)
+            seen = self.platform.look(self.call(), self.settings, remote, NOTICE.key)
+            assert (seen.category, bool(seen.status)) == (status, True)
+            assert len(self.standin.effects) == effects
+
+    def test_a_look_that_fails_is_no_lost_ticket(self):
+        if not self.platform.readable:
+            return
+        remote = self.create()
+        with pytest.raises(PlatformError):
+            self.platform.look(self.call(), self.settings | self.wrong, remote, NOTICE.key)
+        for code, body in ((500, "{}"), (200, "<html>"), (200, "{}"), (404, "<html>")):
+            self.standin.fault("status", times=9, code=code, body=body)
+            with pytest.raises(PlatformError):
+                self.platform.look(self.call(), self.settings, remote, NOTICE.key)
+            self.standin.clear_faults()
+
     def test_the_connection_test_says_so_and_leaves_no_trace(self):
         assert self.platform.test(self.call(), self.settings) == self.connected
         assert self.connected.startswith("Connection successful")
