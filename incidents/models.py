@@ -206,6 +206,7 @@ class Anomaly(models.Model):
         ]
         indexes = [
             models.Index(fields=["incident", "-id"], name="anomaly_of_incident"),
+            models.Index(fields=["incident", "at"], name="anomaly_in_time"),
             models.Index(fields=["received_at"], name="anomaly_age"),
             models.Index(fields=["event_id"], name="anomaly_by_event"),
         ]

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 
 import pytest
+from django.core.cache import cache
 from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
@@ -26,8 +27,9 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture(autouse=True)
 def fresh_configuration():
-    """Each test reads the configuration of its own database."""
+    """Each test reads the configuration, and whatever else is kept for a while, of its own database."""
     current._kept = None
+    cache.clear()
     yield
     current._kept = None
 

@@ -1,6 +1,7 @@
 """The console: what it lists, what each role may do in it, and that whatever it shows is text."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -8,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.core.cache import cache
 from django.db import connection
 from django.db.models import F
 from django.test import Client
@@ -21,6 +23,7 @@ from config.current import forget
 from config.models import ApiKey, PlatformState
 from incidents import intake, lifecycle
 from incidents.models import Anomaly, Incident, Ticket
+from platforms.catalog import PLATFORMS
 
 LIST = "/admin/incidents/incident/"
 ACT = f"{LIST}act/"
@@ -83,6 +86,12 @@ def opened(*items: dict) -> list[Incident]:
     ids = list(dict.fromkeys(result.incident_id for result in results))
     found = Incident.objects.in_bulk(ids)
     return [found[incident_id] for incident_id in ids]
+
+
+def enable_all() -> None:
+    known = set(PlatformState.objects.values_list("platform", flat=True))
+    PlatformState.objects.bulk_create(PlatformState(platform=n, enabled=True) for n in PLATFORMS if n not in known)
+    forget()
 
 
 def many(count: int) -> list[Incident]:
@@ -166,19 +175,88 @@ def test_pages_show_each_incident_once_there_and_back(viewer, order):
     assert 'rel="prev"' not in text(back)
 
 
-def test_the_list_counts_and_shows_at_the_same_cost_whatever_there_is(admin):
-    def cost(address: str) -> int:
-        forget()
-        with CaptureQueriesContext(connection) as queries:
-            assert admin.get(address).status_code == 200
-        return len(queries)
+def queries(client: Client, address: str, status: int = 200, **headers: str) -> int:
+    forget()
+    with CaptureQueriesContext(connection) as asked:
+        assert client.get(address, headers=headers).status_code == status
+    return len(asked)
 
+
+def test_the_list_counts_and_shows_at_the_same_cost_whatever_there_is(responder):
     addresses = [LIST, f"{LIST}?view=all", f"{LIST}?view=undelivered", f"{LIST}?q=service&severity=low"]
     many(10)
-    few = [cost(address) for address in addresses]
-    many(200)
-    assert [cost(address) for address in addresses] == few
+    few = [queries(responder, address) for address in addresses]
+    fragments = [queries(responder, address, x_fragment="rows") for address in addresses]
+    many(1000)
+    assert [queries(responder, address) for address in addresses] == few
+    assert [queries(responder, address, x_fragment="rows") for address in addresses] == fragments
     assert max(few) <= 8
+    assert max(fragments) <= 5
+    tags = {address: responder.get(address, headers={"x-fragment": "rows"}).headers["ETag"] for address in addresses}
+    for address, tag in tags.items():
+        assert queries(responder, address, 304, x_fragment="rows", if_none_match=tag) <= 3
+
+
+@pytest.mark.parametrize(("platforms", "most"), [(2, 60_000), (5, 80_000)])
+def test_a_full_page_of_the_list_is_light(responder, platforms, most):
+    """Also where each incident has a ticket everywhere, whose links alone are a third of the page."""
+    enable_all()
+    names = list(PLATFORMS)[:platforms]
+    changes.patch_routing({"critical": names, "high": names}, actor="system")
+    recently = (timezone.now() - timedelta(minutes=20)).isoformat()
+    opened(*(anomaly(f"service-{n}", ("critical", "high")[n % 2], timestamp=recently) for n in range(60)))
+    Ticket.objects.filter(platform="jira").update(failing_since=timezone.now(), last_error="503 Service Unavailable")
+    accepted = {"shown_version": F("wanted_version"), "created_remotely_at": timezone.now(), "due_at": None}
+    accepted |= {"remote_url": "https://example.pagerduty.com/incidents/Q1ABCDEFGHIJKL"}
+    Ticket.objects.exclude(platform="jira").update(**accepted)
+    reply = responder.get(LIST)
+    assert len(listed(reply)) == 50
+    assert len(reply.content) <= most
+    assert len(re.findall(r"<[a-z]", text(reply))) <= 1300 + 50 * (platforms - 2)
+    assert len(gzip.compress(reply.content, 6)) <= 8_000
+
+
+def test_each_tickets_state_is_in_the_row_the_failed_first(viewer):
+    enable_all()
+    changes.patch_routing({"critical": list(PLATFORMS)}, actor="system")
+    opened(anomaly())
+    Ticket.objects.filter(platform="slack").update(parked_at=timezone.now(), due_at=None, last_error="gone")
+    cell = re.search('<td class="c-tickets">(.*?)</td>', text(viewer.get(LIST)))[1]
+    assert " ".join(re.sub("<[^>]+>", "", cell).split()) == "✕ Slack PD… Jira… SNow… OG…"
+
+
+def test_the_last_hours_anomalies_are_drawn_in_the_row(viewer):
+    now = timezone.now()
+    minutes = (50, 40, 30, 3, 2, 1)
+    changes.patch_anomaly({"lookbackWindow": "30m"}, actor="system")
+    opened(*(anomaly(timestamp=(now - timedelta(minutes=m)).isoformat()) for m in minutes))
+    [incident] = Incident.objects.all()
+    before = text(viewer.get(LIST))
+    assert re.search(r'<path d="M\d+ 16v-\d+h6v\d+z[^"]+"/>', before)
+    lifecycle.move("resolve", [incident.id], actor="user:anna")
+    assert "<svg viewBox" not in text(viewer.get(LIST, {"view": "all"}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: Ticket.objects.update(failing_since=timezone.now(), last_error="503"),
+        lambda: Ticket.objects.update(shown_version=F("wanted_version"), remote_url="https://jira.example/1"),
+        lambda: Incident.objects.update(fallback=False, cause_at=timezone.now()),
+        lambda: PlatformState.objects.update(enabled=False),
+        lambda: opened(anomaly("another")),
+        lambda: opened(anomaly("a")),
+        lambda: lifecycle.move("resolve", [Incident.objects.get().id], actor="system"),
+    ],
+)
+@pytest.mark.parametrize("view", ["active", "all"])
+def test_whatever_a_row_shows_makes_a_new_fragment(viewer, change, view):
+    opened(anomaly("a", "medium"))
+    address = f"{LIST}?view={view}"
+    asked = {"x-fragment": "rows", "if-none-match": viewer.get(address, headers={"x-fragment": "rows"}).headers["ETag"]}
+    assert viewer.get(address, headers=asked).status_code == 304
+    change()
+    assert viewer.get(address, headers=asked).status_code == 200
 
 
 def test_nothing_counts_all_incidents(viewer):
@@ -200,7 +278,7 @@ def test_the_list_tells_of_tickets_that_did_not_arrive(viewer):
     )
     reply = viewer.get(LIST)
     assert "1 ticket behind since" in text(reply)
-    assert 'href="https://jira.example/OPS-1" target="_blank" rel="noreferrer noopener"' in text(reply)
+    assert 'href="https://jira.example/OPS-1" target="_blank" rel="noreferrer"' in text(reply)
     assert "Jira failed" in words(reply)
     assert listed(viewer.get(LIST, {"view": "undelivered"})) == [failed.id]
     assert listed(viewer.get(LIST, {"view": "undelivered", "platform": "pagerduty"})) == []
@@ -283,6 +361,9 @@ def test_the_page_costs_the_same_whatever_the_number_of_anomalies(admin):
         return len(queries)
 
     few = cost()
+    address = f"{LIST}{incident.id}/"
+    tag = admin.get(address).headers["ETag"]
+    assert queries(admin, address, 304, x_fragment="page", if_none_match=tag) <= 5
     begin = incident.first_anomaly_at
     Anomaly.objects.bulk_create(
         Anomaly(
@@ -800,20 +881,42 @@ def test_the_overview_counts_what_asks_for_somebody(viewer):
     assert "2 incidents in the last 24 hours" in text(reply)
 
 
-def test_the_overview_tells_how_long_it_took_at_the_same_cost_whatever_there_is(admin):
+def test_the_overview_compares_how_long_it_took_at_the_same_cost_whatever_there_is(responder):
     def cost() -> int:
+        forget()
+        cache.clear()
         with CaptureQueriesContext(connection) as queries:
-            assert admin.get("/admin/").status_code == 200
+            assert responder.get("/admin/").status_code == 200
         return len(queries)
 
-    [incident] = opened(anomaly())
-    hour = timezone.now() - timedelta(hours=1)
-    Incident.objects.update(created_at=hour, resolved_at=hour + timedelta(minutes=7), status="resolved")
+    recent, before = opened(anomaly("a"), anomaly("b"))
+    hour, week = timezone.now() - timedelta(hours=1), timezone.now() - timedelta(days=9)
+    done = {"status": "resolved"}
+    Incident.objects.filter(pk=recent.pk).update(created_at=hour, resolved_at=hour + timedelta(minutes=7), **done)
+    Incident.objects.filter(pk=before.pk).update(created_at=week, resolved_at=week + timedelta(minutes=31), **done)
     few = cost()
-    assert ">7m / 7m<" in text(admin.get("/admin/"))
-    many(60)
-    assert cost() == few
-    assert few <= 15
+    shown = text(responder.get("/admin/"))
+    assert '7m / 7m<small class="before">31m / 31m</small>' in shown
+    assert "2 incidents in the last 30 days" in shown
+    assert "How long it took, last 30 days" in text(responder.get("/admin/?days=30"))
+    many(1000)
+    assert cost() == few <= 10
+
+
+def test_the_overview_tells_how_soon_tickets_arrive(viewer):
+    opened(*(anomaly(f"s{n}", "medium") for n in range(20)))
+    Ticket.objects.update(created_remotely_at=timezone.now() + timedelta(seconds=40))
+    Ticket.objects.filter(pk=Ticket.objects.first().pk).update(created_remotely_at=timezone.now() + timedelta(hours=1))
+    row = re.search(r'#jira">Jira</a>.*?</tr>', text(viewer.get("/admin/")))[0]
+    assert '<td class="right">20</td><td class="right">1h</td>' in row
+
+
+def test_the_overview_is_asked_for_once_in_half_a_minute(viewer):
+    with CaptureQueriesContext(connection) as first:
+        viewer.get("/admin/")
+    with CaptureQueriesContext(connection) as second:
+        viewer.get("/admin/")
+    assert len(second) <= 3 < len(first)
 
 
 def test_the_audit_can_be_searched(viewer):

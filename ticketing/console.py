@@ -64,7 +64,8 @@ class Console(AdminSite):
         return super().login(request, (extra_context or {}) | landing)
 
     def index(self, request: HttpRequest, extra_context: dict | None = None) -> TemplateResponse:
-        return super().index(request, overview.context() | {"problems": health.missing()} | (extra_context or {}))
+        told = overview.context(request.GET.get("days", "")) | {"problems": health.missing()}
+        return super().index(request, told | (extra_context or {}))
 
 
 def _incidents() -> str:

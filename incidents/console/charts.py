@@ -1,7 +1,7 @@
 """Charts as numbers for server-made SVG: positions and heights, no colours, and the sentence that says the same."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,6 +14,7 @@ from incidents.templatetags.console import clock, span
 BUCKETS = 48
 LONGEST = timedelta(days=7)
 BY_MINUTE = timedelta(hours=12)  # beyond it, hours are fine enough for 48 bars
+HOURS, DAYS = 24, 30
 BAR_STEP, BAR_WIDTH, HEIGHT = 10, 8, 56
 
 
@@ -67,19 +68,48 @@ def _told(incident: Incident, buckets: Counter[int], begin: datetime, width: tim
     return said
 
 
-def by_hour(now: datetime, hours: int = 24) -> tuple[Chart, list[tuple[datetime, Counter]]]:
-    """New incidents per hour, stacked by severity, and the table that says the same."""
-    begin = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
+def spark(counts: Sequence[int]) -> str:
+    """Bars as the one path of an SVG that is 60 wide and 16 high; empty where there is nothing to show."""
+    peak = max(counts, default=0)
+    if not peak:
+        return ""
+    step = 60 // len(counts)
+    heights = [max(2, round(count / peak * 16)) if count else 0 for count in counts]
+    return "".join(f"M{i * step} 16v-{height}h{step - 2}v{height}z" for i, height in enumerate(heights) if height)
+
+
+def hourly(now: datetime) -> list[tuple[datetime, str, int]]:
+    """New incidents of the last 30 days by hour and severity, in one query."""
+    begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS - 1)
     rows = Incident.objects.real().filter(created_at__gte=begin).order_by()
-    rows = rows.annotate(hour=TruncHour("created_at")).values_list("hour", "severity").annotate(count=Count("pk"))
-    table = {begin + timedelta(hours=h): Counter() for h in range(hours)}
+    rows = rows.annotate(hour=TruncHour("created_at")).values_list("hour", "severity")
+    return list(rows.annotate(count=Count("pk")))
+
+
+def by_hour(now: datetime, rows: Iterable[tuple[datetime, str, int]]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
+    """New incidents per hour of the last day, stacked by severity, and the table that says the same."""
+    begin = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
+    table = {begin + timedelta(hours=h): Counter() for h in range(HOURS)}
     for hour, severity, count in rows:
         if hour in table:
             table[hour][severity] += count
-    chart = _stacked(list(table.values()), step=20)
+    return _columns(table, f"the last {HOURS} hours", step=20), list(table.items())
+
+
+def by_day(now: datetime, rows: Iterable[tuple[datetime, str, int]]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
+    """The same per day of the last 30; days are those of UTC."""
+    begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS - 1)
+    table = {begin + timedelta(days=d): Counter() for d in range(DAYS)}
+    for hour, severity, count in rows:
+        if (day := hour.replace(hour=0)) in table:
+            table[day][severity] += count
+    return _columns(table, f"the last {DAYS} days", step=16), list(table.items())
+
+
+def _columns(table: dict[datetime, Counter], period: str, step: int) -> Chart:
     total = sum(counts.total() for counts in table.values())
-    sentence = f"{total:,} incident{'' if total == 1 else 's'} in the last {hours} hours"
-    return Chart(chart, sentence, width=hours * 20, height=HEIGHT * 2), list(table.items())
+    sentence = f"{total:,} incident{'' if total == 1 else 's'} in {period}"
+    return Chart(_stacked(table.values(), step), sentence, width=len(table) * step, height=HEIGHT * 2)
 
 
 def _stacked(columns: Iterable[Counter], step: int) -> list[Bar]:

@@ -3,11 +3,10 @@
 Nothing here counts or sorts all incidents: pages begin behind a row, and counts end at 10,001.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Prefetch, Q, QuerySet
 from django.http import QueryDict
 from django.utils import timezone
 from django.utils.http import urlencode
@@ -156,8 +155,8 @@ class Page:
     older: str = ""
 
 
-def page(question: Question, incidents: QuerySet) -> Page:
-    """The page that the question names. Two queries, whatever their number."""
+def rows(question: Question, incidents: QuerySet) -> QuerySet:
+    """The rows of the page that the question names, and one more: from there to the end, or to the beginning."""
     keys = ORDERS[question.sorted_by]
     backwards = bool(question.before)
     place = _place(keys, question.before or question.after)
@@ -166,8 +165,15 @@ def page(question: Question, incidents: QuerySet) -> Page:
     if place:
         incidents = incidents.filter(_behind(keys, place, backwards))
     ordering = [F(name).desc() if falls != backwards else F(name).asc() for name, falls in keys]
-    rows = with_tickets(incidents.defer("root_cause", "evidence", "description")).order_by(*ordering)
-    found = list(rows[: PAGE_SIZE + 1])
+    return incidents.order_by(*ordering)[: PAGE_SIZE + 1]
+
+
+def page(question: Question, cut: QuerySet) -> Page:
+    """The page of these `rows`. Two queries, whatever their number."""
+    keys = ORDERS[question.sorted_by]
+    backwards = bool(question.before)
+    place = _place(keys, question.before or question.after)
+    found = list(with_tickets(cut.defer("root_cause", "evidence", "description")))
     more = len(found) > PAGE_SIZE
     found = found[:PAGE_SIZE]
     if place and backwards:
@@ -216,12 +222,6 @@ def _behind(keys: tuple, place: list, backwards: bool) -> Q:
 # --- Counts -----------------------------------------------------------------------------------------------------------
 
 
-def active_counts() -> Counter:
-    """How many real incidents are active, by status and severity, in one query over the active ones alone."""
-    rows = Incident.objects.active().real().order_by().values_list("status", "severity").annotate(count=Count("pk"))
-    return Counter({(status, severity): count for status, severity, count in rows})
-
-
 def counted(incidents: QuerySet) -> int:
     """How many there are, 10,001 at most."""
     return incidents.order_by()[: MOST_COUNTED + 1].count()
@@ -236,10 +236,8 @@ class Late:
     more: bool
 
 
-def late(now: datetime) -> Late:
-    """What is told of deliveries, from the first 1,000 late tickets."""
-    tickets = late_tickets(now).order_by().values_list("platform", "incident_id", "failing_since")
-    rows = list(tickets[: MOST_LATE_TOLD + 1])
+def late_of(rows: list[tuple[str, str, datetime | None]]) -> Late:
+    """What is told of deliveries, from the first 1,000 late tickets: platform, incident, and since when it fails."""
     platforms: dict[str, tuple[int, datetime | None]] = {}
     for platform, _, since in rows:
         count, earliest = platforms.get(platform, (0, None))

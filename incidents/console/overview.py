@@ -1,103 +1,141 @@
-"""The console's first page of numbers: what burns now, how the last day went, and whether tickets arrive."""
+"""The console's first page of numbers: what burns now, how the last days went, and whether tickets arrive."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from django.db.models import Count, Q
+from django.core.cache import cache
+from django.db.models import Count
 from django.utils import timezone
 
 from incidents import drill
-from incidents.console import charts, listing
+from incidents.console import charts, glance
 from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket
 from incidents.templatetags.console import span
 from platforms.catalog import PLATFORMS
 
-FORGOTTEN = timedelta(minutes=15)
+KEPT_SECONDS = 30
 TOP_SERVICES = 5
-MOST_TIMED = 5000
+MOST_TIMED = 20_000
+MOST_SENT = 10_000
+DAY = timedelta(days=1)
+SPANS = {"7": timedelta(days=7), "30": timedelta(days=30)}
 
 
-def context() -> dict:
-    """Everything that the overview shows, in a constant number of queries."""
+def context(days: str) -> dict:
+    """Everything that the overview shows, in a constant number of queries, half a minute old at most.
+
+    `days`: how far back times are compared, 7 or 30.
+    """
+    days = days if days in SPANS else "7"
+    return cache.get_or_set(f"overview:{days}", lambda: _context(days), KEPT_SECONDS)
+
+
+def _context(days: str) -> dict:
     now = timezone.now()
-    chart, hours = charts.by_hour(now)
-    late = listing.late(now)
+    services = Incident.objects.real().filter(created_at__gte=now - DAY).order_by().values("service")
+    services = services.annotate(count=Count("pk")).order_by("-count", "service")[:TOP_SERVICES]
+    failing = Ticket.objects.failing().order_by().values("platform")
+    seen = glance.look(
+        now,
+        more=[
+            glance.told(services, "service", "service", "count"),
+            glance.told(failing, "failing", "platform", Count("pk")),
+            glance.enabled(),
+        ],
+    )
+    hourly = charts.hourly(now)
+    chart, hours = charts.by_hour(now, hourly)
+    times, cut = _times(now, SPANS[days])
     return {
         "place": "overview",
-        "numbers": _numbers(now, late),
+        "as_of": now,
+        "numbers": _numbers(seen),
         "chart": chart,
         "hours": list(reversed(hours)),
+        "daily": charts.by_day(now, hourly),
         "severities": list(SEVERITY_RANK),
-        "platforms": _platforms(now, late),
-        "services": _top_services(now),
-        "times": _times(now),
+        "platforms": _platforms(now, seen),
+        "services": [(service, int(count)) for service, count, *_ in seen.more["service"]],
+        "days": days,
+        "spans": list(SPANS),
+        "times": times,
+        "times_cut": cut,
         "model": ModelHealth.objects.first(),
         "drill": drill.last(),
     }
 
 
-def _numbers(now: datetime, late: listing.Late) -> list[tuple[str, str, str, bool]]:
+def _numbers(seen: glance.Glance) -> list[tuple[str, str, str, bool]]:
     """What, how many, where to look, and whether it asks for somebody."""
-    active = Incident.objects.active().real().aggregate(
-        open=Count("pk", filter=Q(status=Status.OPEN)),
-        forgotten=Count("pk", filter=Q(status=Status.OPEN, created_at__lt=now - FORGOTTEN)),
-        escalated=Count("pk", filter=Q(status=Status.ESCALATED)),
-    )
-    forgotten, escalated = active["forgotten"], active["escalated"]
+    by_status = {status: sum(n for (s, _), n in seen.counts.items() if s == status) for status in Status.values}
+    escalated, late = by_status[Status.ESCALATED], seen.late
     undelivered = f"{late.incidents:,}{'+' if late.more else ''}"
     return [
-        ("Open", f"{active['open']:,}", "?view=open", False),
-        ("Not acknowledged after 15 min", f"{forgotten:,}", "?view=open&order=oldest", forgotten > 0),
+        ("Open", f"{by_status[Status.OPEN]:,}", "?view=open", False),
+        ("Not acknowledged after 15 min", f"{seen.forgotten:,}", "?view=open&order=oldest", seen.forgotten > 0),
         ("Escalated", f"{escalated:,}", "?view=escalated", escalated > 0),
         ("Undelivered", undelivered, "?view=undelivered", late.incidents > 0),
     ]
 
 
-def _platforms(now: datetime, late: listing.Late) -> list[dict]:
-    """Per platform: whether it is used, what it was told in the last day, and what waits."""
-    sent = Ticket.objects.filter(created_at__gte=now - timedelta(days=1)).order_by().values_list("platform")
-    counts = dict(sent.annotate(count=Count("pk", filter=Q(created_remotely_at__isnull=False))))
-    failing = Ticket.objects.failing().by_platform()
+def _platforms(now: datetime, seen: glance.Glance) -> list[dict]:
+    """Per platform: whether it is used, what it was told in the last day and how soon, and what waits."""
+    sent = Ticket.objects.filter(incident__created_at__gte=now - DAY).order_by("-incident__created_at")
+    sent = sent.values_list("platform", "incident__created_at", "created_remotely_at")[:MOST_SENT]
+    ages: dict[str, list[float]] = {}
+    for platform, opened, arrived in sent:
+        if arrived:
+            ages.setdefault(platform, []).append(max(0.0, (arrived - opened).total_seconds()))
+    failing = {platform: int(count) for platform, count, *_ in seen.more["failing"]}
+    used = {platform for platform, *_ in seen.more["enabled"]}
     proven = drill.last_proven()
-    used = set(listing.enabled_platforms().values_list("platform", flat=True))
     rows = []
     for name, platform in PLATFORMS.items():
-        behind, since = late.platforms.get(name, (0, None))
-        enabled = name in used
-        warning = platform.warning if enabled else ""
-        row = {"name": name, "label": platform.label, "enabled": enabled, "sent": counts.get(name, 0)}
-        row |= {"late": behind, "since": since, "warning": warning}
-        rows.append(row | {"failing": failing.get(name, 0), "proven": proven.get(name)})
+        behind, since = seen.late.platforms.get(name, (0, None))
+        row = {"name": name, "label": platform.label, "enabled": name in used, "late": behind, "since": since}
+        row |= {"warning": platform.warning if name in used else "", "failing": failing.get(name, 0)}
+        mine = ages.get(name, [])
+        row |= {"sent": len(mine), "p95": span(_share(mine, 95)) if mine else ""}
+        rows.append(row | {"proven": proven.get(name)})
     return rows
 
 
-def _times(now: datetime) -> list[dict]:
-    """Per severity, over the last week's incidents (the newest 5,000): how long people took, and who told causes."""
-    week = Incident.objects.real().filter(created_at__gte=now - timedelta(days=7)).newest_first()
+def _times(now: datetime, period: timedelta) -> tuple[list[dict], bool]:
+    """Per severity, how long people took and who told causes, against the period before; of the newest 20,000
+    incidents, and whether there are more."""
+    both = Incident.objects.real().filter(created_at__gte=now - 2 * period).newest_first()
     columns = ("severity", "created_at", "acknowledged_at", "resolved_at", "fallback")
-    rows = list(week.values_list(*columns)[:MOST_TIMED])
+    rows = list(both.values_list(*columns)[: MOST_TIMED + 1])
     told = []
     for severity in SEVERITY_RANK:
         mine = [row for row in rows if row[0] == severity]
+        current = [row for row in mine if row[1] >= now - period]
+        before = [row for row in mine if row[1] < now - period]
         told.append(
             {
                 "severity": severity,
-                "count": len(mine),
-                "acknowledged": _middle_and_most([(row[2] - row[1]).total_seconds() for row in mine if row[2]]),
-                "resolved": _middle_and_most([(row[3] - row[1]).total_seconds() for row in mine if row[3]]),
-                "by_model": f"{100 * sum(not row[4] for row in mine) // len(mine)} %" if mine else "",
+                "count": len(current),
+                "count_before": len(before),
+                "acknowledged": _middle_and_most(_took(current, 2)),
+                "acknowledged_before": _middle_and_most(_took(before, 2)),
+                "resolved": _middle_and_most(_took(current, 3)),
+                "resolved_before": _middle_and_most(_took(before, 3)),
+                "fallback": f"{100 * sum(row[4] for row in current) // len(current)} %" if current else "",
             }
         )
-    return told
+    return told, len(rows) > MOST_TIMED
+
+
+def _took(rows: Sequence[tuple], column: int) -> list[float]:
+    return [(row[column] - row[1]).total_seconds() for row in rows if row[column]]
 
 
 def _middle_and_most(seconds: list[float]) -> str:
     """The median and the 90th percentile, in words."""
-    if not seconds:
-        return ""
+    return f"{span(_share(seconds, 50))} / {span(_share(seconds, 90))}" if seconds else ""
+
+
+def _share(seconds: list[float], percent: int) -> float:
+    """What `percent` of them do not exceed."""
     ordered = sorted(seconds)
-    return f"{span(ordered[len(ordered) // 2])} / {span(ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)])}"
-
-
-def _top_services(now: datetime) -> list[tuple[str, int]]:
-    day = Incident.objects.real().filter(created_at__gte=now - timedelta(days=1)).order_by()
-    return list(day.values_list("service").annotate(count=Count("pk")).order_by("-count", "service")[:TOP_SERVICES])
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]

@@ -96,10 +96,33 @@ def moves(incident: Incident) -> list[tuple[str, bool]]:
     return sorted(((name, name == usual) for name in allowed), key=lambda item: not item[1])
 
 
-def context(incident: Incident, params: QueryDict, now: datetime) -> dict:
-    """All of the page, in five queries beside the incident's own two."""
+@dataclass(frozen=True)
+class Trail:
+    """What an open page asks for again and again: the incident, its tickets and what happened."""
+
+    incident: Incident
+    lines: list[TicketLine]
+    timeline: list[Happening]
+    more: bool  # happened than is told
+
+    @property
+    def version(self) -> tuple:
+        """Changes with whatever the page shows, but for the passing of time."""
+        i = self.incident
+        state = (i.status, i.updated_at, i.cause_at, i.fallback, i.cause_error, i.model_due_at, i.last_anomaly_at)
+        tickets = [(one.ticket.pk, one.state, one.difference, one.ticket.remote_url) for one in self.lines]
+        return i.pk, state, tickets, [(happening.at, happening.action) for happening in self.timeline]
+
+
+def trail(incident: Incident, params: QueryDict) -> Trail:
+    """One query, beside the incident's own two."""
     lines = ticket_lines(incident)
-    timeline, more = happenings(incident, lines, everything=params.get("timeline") == "all")
+    return Trail(incident, lines, *happenings(incident, lines, everything=params.get("timeline") == "all"))
+
+
+def context(known: Trail, params: QueryDict, now: datetime) -> dict:
+    """All of the page, in three queries more."""
+    incident, lines, timeline, more = known.incident, known.lines, known.timeline, known.more
     if params.get("order") == "oldest":
         timeline.reverse()
     evidence = Evidence.from_json(incident.evidence)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from django.contrib import messages
@@ -23,7 +23,7 @@ from django.utils import timezone
 from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 
 from incidents import drill
-from incidents.console import acts, export, listing, page
+from incidents.console import acts, charts, export, glance, listing, page
 from incidents.models import SEVERITY_RANK, Incident, Severity, Status
 from platforms.catalog import PLATFORMS
 
@@ -71,19 +71,21 @@ class IncidentPages(ModelAdmin):
         now = timezone.now()
         question = listing.Question.read(request.GET)
         matching = listing.matching(question, now)
-        found = listing.page(question, matching)
-        rows = [Row(incident, page.ticket_lines(incident)) for incident in found.incidents]
-        counts, late = listing.active_counts(), listing.late(now)
-        etag = _etag(request, [row.version for row in rows], sorted(counts.items()), late)
+        cut = listing.rows(question, matching)
+        seen = glance.look(now, cut)
+        etag = _etag(request, seen.version)
         if request.headers.get("X-Fragment") and etag in parse_etags(request.headers.get("If-None-Match", "")):
             return HttpResponseNotModified(headers={"ETag": etag})
+        found = listing.page(question, cut)
+        rows = [Row(one, page.ticket_lines(one), seen.sparks.get(one.pk, ())) for one in found.incidents]
+        counts = seen.counts
         context = {
             "question": question,
             "rows": rows,
             "found": found,
-            "views": _views(question, counts, late),
-            "strip": _strip(late),
-            "failing_at": _failing_at(question, late),
+            "views": _views(question, counts, seen.late),
+            "strip": _strip(seen.late),
+            "failing_at": _failing_at(question, seen.late),
             "sorts": _sorts(question),
             "now": now,
         }
@@ -114,12 +116,12 @@ class IncidentPages(ModelAdmin):
         if incident is None:
             context = shell | {"title": "No such incident", "incident_id": incident_id[:100]}
             return TemplateResponse(request, "incidents/not_found.html", context, status=404)
-        context = page.context(incident, request.GET, timezone.now())
-        parts = [Row(incident, context["lines"]).version, [(h.at, h.action) for h in context["timeline"]]]
-        etag = _etag(request, parts, incident.last_anomaly_at, context["waiting_for_model"])
+        trail = page.trail(incident, request.GET)
+        etag = _etag(request, trail.version)
         fragment = bool(request.headers.get("X-Fragment"))
         if fragment and etag in parse_etags(request.headers.get("If-None-Match", "")):
             return HttpResponseNotModified(headers={"ETag": etag})
+        context = page.context(trail, request.GET, timezone.now())
         context |= shell | {"title": incident.title, "subtitle": incident.id, "etag": etag, "list_url": reverse(LIST)}
         template = "incidents/_page.html" if fragment else "incidents/page.html"
         return TemplateResponse(request, template, context, headers={"ETag": etag})
@@ -205,6 +207,12 @@ class Row:
 
     incident: Incident
     lines: list[page.TicketLine]
+    sparks: Sequence[int] = ()  # anomalies in the last hour
+
+    @property
+    def spark(self) -> str:
+        """The last hour's anomalies as the outline of an SVG 60 wide and 16 high."""
+        return charts.spark(self.sparks) if self.incident.status != Status.RESOLVED else ""
 
     @property
     def by(self) -> str:
@@ -215,17 +223,15 @@ class Row:
         return len([name for name in self.incident.affected_services if name != self.incident.service])
 
     @property
+    def few(self) -> bool:
+        """Whether there is room for words beside the signs."""
+        return len(self.shown_lines) <= 2
+
+    @property
     def shown_lines(self) -> list[page.TicketLine]:
         """The troubled first, where the eye begins."""
         shown = [line for line in self.lines if line.state.name != "not needed"]
         return sorted(shown, key=lambda line: not (line.troubled or line.difference))
-
-    @property
-    def version(self) -> tuple:
-        """Changes with whatever the row shows, but for the passing of time."""
-        incident = self.incident
-        tickets = tuple((one.ticket.pk, one.state.words, one.difference, one.ticket.remote_url) for one in self.lines)
-        return incident.pk, incident.status, incident.updated_at, incident.cause_at, incident.fallback, tickets
 
 
 _ACTIVE = (Status.OPEN, Status.ACKNOWLEDGED, Status.ESCALATED)

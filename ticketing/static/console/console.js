@@ -42,6 +42,7 @@
 
   // --- Selection ---
 
+  const severityOf = (row) => $(".c-severity", row).classList[2];
   const boxes = () => $$("#rows tbody input[name=ids]");
   const rows = () => $$("#rows tbody tr");
   const chosen = () => boxes().filter((box) => box.checked);
@@ -50,7 +51,8 @@
     const picked = chosen(), all = $("[name=all]");
     const counts = {};
     for (const box of boxes()) box.closest("tr").classList.toggle("on", box.checked);
-    for (const box of picked) counts[box.closest("tr").dataset.severity] = (counts[box.closest("tr").dataset.severity] || 0) + 1;
+    for (const row of rows()) $(".c-title a", row).dataset.id = row.dataset.id;  // the second line of a comfortable row
+    for (const box of picked) { const severity = severityOf(box.closest("tr")); counts[severity] = (counts[severity] || 0) + 1; }
     const words = Object.entries(counts).map(([severity, count]) => `${count} ${severity}`).join(", ");
     const label = $("#selected");
     if (label) label.textContent = picked.length ? `${picked.length} selected: ${words}` : "";
@@ -119,7 +121,7 @@
     waiting = added.length ? next : null;
     const news = $("#news");
     if (waiting && occupied()) {
-      const critical = added.filter((row) => row.dataset.severity === "critical").length;
+      const critical = added.filter((row) => severityOf(row) === "critical").length;
       $("button", news).textContent = `${added.length} new${critical ? `: ${critical} critical` : ""}`;
       unhide(news);
     } else if (waiting) insertWaiting();
