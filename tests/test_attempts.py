@@ -291,6 +291,11 @@ class TestASickPlatform:
         paging = everywhere.opsgenie if sick == "pagerduty" else everywhere.pagerduty
         assert paging.pages == 11
 
+    def test_those_who_page_look_at_once_and_the_others_let_them_go_first(self, sweep):
+        graces = {name: lane.grace for name, lane in sweep.lanes.items() if name in PLATFORMS}
+        assert {name for name, grace in graces.items() if grace == 0} == {"pagerduty", "opsgenie"}
+        assert max(graces.values()) < 0.1
+
     def test_critical_goes_first(self, only, send):
         standins = only("pagerduty")
         for severity in ("low", "medium", "high", "critical"):

@@ -24,6 +24,8 @@ class RequestFilter(logging.Filter):
 
 def inert(text: str) -> str:
     """Control characters shown as escapes, so that text from outside stays on its line and colours nothing."""
+    if text.isprintable():  # nearly always, and quicker than looking at each character
+        return text
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 

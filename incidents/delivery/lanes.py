@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 THREADS_PER_LANE = 4
 SWEEP_SECONDS = 1.0
 PULSE_SECONDS = 5.0
+# An incident wakes all its lanes at once. Those that page nobody let the others go first: on few cores they would
+# share the very milliseconds in which somebody is to be woken.
+GRACE_SECONDS = 0.02
 CAUSES = "causes"
 LOOKS = "looks"
 STOPPING_SECONDS = 6.0
@@ -35,9 +38,14 @@ class Lane:
     """Threads that make attempts of one kind until nothing is due, and then wait to be woken."""
 
     def __init__(
-        self, name: str, attempt: Callable[[Callable[[], None]], bool], threads: int = THREADS_PER_LANE
+        self,
+        name: str,
+        attempt: Callable[[Callable[[], None]], bool],
+        threads: int = THREADS_PER_LANE,
+        grace: float = 0.0,
     ) -> None:
         self.name = name
+        self.grace = grace  # seconds from a wake-up to the first look
         self.attempt = attempt
         self.word = False
         self.stopped = False
@@ -67,6 +75,8 @@ class Lane:
                 if self.stopped:
                     break
                 self.word = False  # cleared before looking: a word that comes while looking is not lost
+            if self.grace:
+                time.sleep(self.grace)
             self._drain()
         connection.close()
 
@@ -88,10 +98,10 @@ class Sweep:
         self.chores = chores if "tickets" in queues else ()
         self.lanes: dict[str, Lane] = {}
         if "tickets" in queues:
-            self.lanes |= {name: Lane(name, lambda claimed, n=name: attempt_next(n, claimed)) for name in PLATFORMS}
+            self.lanes |= {name: _lane_of(name) for name in PLATFORMS}
             self.lanes[LOOKS] = Lane(LOOKS, lambda _: looks.look_next(), threads=1)
         if "causes" in queues:
-            self.lanes[CAUSES] = Lane(CAUSES, model.ask_next)
+            self.lanes[CAUSES] = Lane(CAUSES, model.ask_next, grace=GRACE_SECONDS)
         self.name = f"sweep:{socket.gethostname()}:{os.getpid()}"
         self.stopped = threading.Event()
         self.pulse_at = 0.0
@@ -143,6 +153,11 @@ class Sweep:
         if CAUSES in self.lanes and Incident.objects.awaiting_model().exists():
             names.append(CAUSES)
         return names
+
+
+def _lane_of(platform: str) -> Lane:
+    grace = 0.0 if PLATFORMS[platform].pages else GRACE_SECONDS
+    return Lane(platform, lambda claimed: attempt_next(platform, claimed), grace=grace)
 
 
 def beat(name: str) -> None:
