@@ -50,6 +50,7 @@ ELSEWHERE = {
     r"EGRESS_ALLOWED_NETWORKS=\S+ make run": "tests/test_run.py",
     r"make demo": "tests/test_demo.py",
     r"make test": "tests/test_docs.py",  # whoever reads this has just run it
+    r"make bench( .*)?": "tests/test_bench.py",
     r"make pictures": "tests/test_demo.py",  # and what it made is looked at below
     r"ENGINE=\w+ \.venv/bin/python -m pytest tests/test_delivery\.py( -k slack)?": "tests/test_delivery.py",
     r"python3\.11 -m venv \S+|\S+/pip install --require-hashes -r requirements\.txt": "Makefile",  # does it itself
