@@ -74,6 +74,7 @@ def check_anomaly(body: dict) -> None:
 def patch_llm(body: dict, *, actor: str, request_id: str = "") -> dict:
     """Changes the language model's settings. Returns them, the key masked."""
     with transaction.atomic():
+        _locked_section("llm")
         stored = read().llm.settings
         errors: dict[str, str] = {}
         values, secrets = _checked(LLM_FIELDS, stored, body, errors, prefix="")
@@ -247,14 +248,14 @@ def _anomaly_mistake(name: str, value: object) -> str:
 
 def _patch_section(name: str, values: dict, secrets: dict, *, actor: str, request_id: str) -> Current:
     with transaction.atomic():
-        Section.objects.bulk_create([Section(name=name)], ignore_conflicts=True)
-        section = Section.objects.select_for_update().get(name=name)
+        section = _locked_section(name)
         before = DEFAULTS[name] | section.values
         changed = {key: value for key, value in values.items() if before.get(key, "") != value}
         replaced = [key for key, value in secrets.items() if section.secrets.get(key, "") != value]
         if changed or replaced:
             section.values = _merged(section.values, values)
-            section.secrets = Secrets(_merged(section.secrets, secrets))
+            if replaced:  # otherwise they stay as they are, readable or not
+                section.secrets = Secrets(_merged(section.secrets, secrets))
             section.changed_at = timezone.now()
             section.save()
             auditlog.write([_section_entry(section, before, changed, replaced, actor, request_id)])
@@ -262,11 +263,16 @@ def _patch_section(name: str, values: dict, secrets: dict, *, actor: str, reques
         return read()
 
 
+def _locked_section(name: str) -> Section:
+    Section.objects.bulk_create([Section(name=name)], ignore_conflicts=True)
+    return Section.objects.select_for_update().get(name=name)
+
+
 def _section_entry(
     section: Section, before: dict, changed: dict, replaced: list[str], actor: str, request_id: str
 ) -> auditlog.Entry:
     said = [f"{key} changed from {_words(before.get(key))} to {_words(value)}" for key, value in changed.items()]
-    said += [f"{key} replaced" for key in replaced]
+    said += [f"{key} {'replaced' if section.secrets.get(key) else 'removed'}" for key in replaced]
     return auditlog.entry(
         f"config:{section.name}",
         "changed",
@@ -281,4 +287,6 @@ def _section_entry(
 
 
 def _words(value: object) -> str:
-    return ", ".join(value) or "nothing" if isinstance(value, list) else str(value or "nothing")
+    if isinstance(value, list):
+        return ", ".join(value) or "nothing"
+    return "nothing" if value in (None, "") else str(value)

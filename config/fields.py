@@ -1,4 +1,4 @@
-"""A model field for secrets: JSON that is encrypted in the database and nowhere else readable."""
+"""A model field for secrets: JSON that is encrypted in the database, and readable nowhere else."""
 
 import json
 from functools import lru_cache
@@ -13,7 +13,13 @@ class CannotDecrypt(RuntimeError):
 
 
 class Secrets(dict):
-    """Names to secret texts. Its repr tells the names only."""
+    """Names to secret texts. Its repr tells the names only.
+
+    `sealed` is what is stored, where none of ENCRYPTION_KEYS reads it: then there are no names. It is stored back as it
+    is, so that the right key finds it as it was.
+    """
+
+    sealed = ""
 
     def __repr__(self) -> str:
         return f"<Secrets {', '.join(sorted(self)) or 'none'}>"
@@ -25,10 +31,16 @@ class SecretsField(models.TextField):
     """Holds `Secrets`, encrypted with the newest of ENCRYPTION_KEYS; any of them reads it."""
 
     def get_prep_value(self, value: dict) -> str:
-        return encrypt(json.dumps(dict(value or {}), sort_keys=True))
+        return getattr(value, "sealed", "") or encrypt(json.dumps(dict(value or {}), sort_keys=True))
 
     def from_db_value(self, value: str, *_) -> Secrets:
-        return Secrets(json.loads(decrypt(value))) if value else Secrets()
+        try:
+            return Secrets(json.loads(decrypt(value))) if value else Secrets()
+        except CannotDecrypt:
+            # What needs no secret goes on: nobody's anomaly is refused because a platform's password cannot be read.
+            secrets = Secrets()
+            secrets.sealed = value
+            return secrets
 
     def to_python(self, value: object) -> Secrets:
         if isinstance(value, str):  # loaddata brings the ciphertext back

@@ -20,9 +20,8 @@ class Probe:
 def test_platform(name: str) -> Probe:
     """Asks the platform now; whatever it says is the result. Creates nothing there."""
     config = current().platforms[name]
-    missing = [f.name for f in config.platform.fields if f.required and not config.settings.get(f.name)]
-    if missing:
-        return Probe(False, f"Not configured: {', '.join(missing)} missing.", 0)
+    if config.missing:
+        return Probe(False, f"Not configured: {', '.join(config.missing)} missing.", 0)
     secrets = [config.settings[f.name] for f in config.platform.fields if f.secret and config.settings.get(f.name)]
     started = clock()
     caller = Caller(egress=egress(), seconds=DEADLINE_SECONDS, secrets=secrets, started=started)

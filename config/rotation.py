@@ -11,7 +11,8 @@ from django.apps import apps
 from django.db import models
 from django.db.models.functions import Cast
 
-from config.fields import CannotDecrypt, SecretsField, is_newest
+from config.fields import Secrets, SecretsField, is_newest
+from config.models import PlatformState, Section
 
 
 @dataclass
@@ -32,6 +33,27 @@ def reencrypt() -> Rotation:
     return done
 
 
+def unreadable() -> str:
+    """Whose secrets in use no key can read, in a sentence; empty where all is well. Two queries."""
+    states = PlatformState.objects.select_related("version")
+    names = [state.platform for state in states if state.version and state.version.secrets.sealed]
+    names += [section.name for section in Section.objects.all() if section.secrets.sealed]
+    if not names:
+        return ""
+    keyless = "ENCRYPTION_KEYS lacks the key they were written with"
+    return f"The stored secrets of {', '.join(names)} cannot be read: {keyless}."
+
+
+def forget_unreadable() -> int:
+    """Gives up secrets whose key is lost, so that they can be set anew. Returns how many rows."""
+    forgotten = 0
+    for model, field in _secrets_fields():
+        for row in model._default_manager.all():
+            if getattr(row, field.name).sealed:
+                forgotten += model._default_manager.filter(pk=row.pk).update(**{field.name: Secrets()})
+    return forgotten
+
+
 def _secrets_fields() -> Iterator[tuple[type[models.Model], SecretsField]]:
     for model in apps.get_models():
         for field in model._meta.local_fields:
@@ -45,9 +67,8 @@ def _rewrite(model: type[models.Model], field: SecretsField, pk: object, done: R
         if is_newest(stored):
             done.current += 1
             return
-        try:
-            secrets = field.from_db_value(stored)
-        except CannotDecrypt:
+        secrets = field.from_db_value(stored)
+        if secrets.sealed:
             done.unreadable += 1
             return
         if row.filter(stored=stored).update(**{field.name: secrets}):

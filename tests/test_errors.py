@@ -8,7 +8,9 @@ import sys
 import pytest
 from django.db import OperationalError
 from django.urls import path
+from rest_framework.test import APIClient
 
+from ticketing import errors
 from ticketing.processes import ROOT
 from ticketing.urls import handler400, handler403, handler404, handler500  # noqa: F401 - this is a URL conf too
 
@@ -94,3 +96,17 @@ def test_with_the_store_down_nothing_is_empty_and_nothing_is_a_500(tmp_path):
             assert status == 503, (name, body)
             assert kind.startswith("text/html" if target == "/admin/" else "application/json"), name
     assert "connection refused" not in done.stdout.lower()
+
+
+def test_a_probe_with_an_old_key_is_told_what_anybody_is_told(db):
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION="Bearer tka_gone")
+    answer = client.get("/ready")
+    assert answer.status_code == 503  # no worker in this test
+    assert answer.json() == {"status": "unavailable"}
+
+
+def test_a_page_that_breaks_is_a_page(rf):
+    answer = errors.server_error(rf.get("/admin/incidents/incident/"))
+    assert (answer.status_code, answer["Content-Type"]) == (500, "text/html; charset=utf-8")
+    assert errors.server_error(rf.get("/api/incidents"))["Content-Type"] == "application/json"

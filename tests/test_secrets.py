@@ -277,9 +277,8 @@ class TestRotation:
             self.run()
         assert _rows() == before
         current.forget()
-        answer = api.get("/api/v1/config")
-        assert answer.status_code == 503
-        assert "ENCRYPTION_KEYS" in answer.json()["message"]
+        assert "routingKey" not in api.get("/api/v1/config").json()["platforms"]["pagerduty"]
+        assert any("ENCRYPTION_KEYS lacks" in line for line in api.get("/ready").json()["missing"])
         settings.ENCRYPTION_KEYS = [keys[0]]
         assert self.secret() == stored
 
@@ -292,3 +291,46 @@ def _rows() -> list[str]:
             cursor.execute(f"SELECT * FROM {connection.ops.quote_name(table)}")
             found += [repr(row) for row in cursor.fetchall()]
     return sorted(found)
+
+
+class TestAKeyThatIsLost:
+    """The database was restored without the key of its secrets."""
+
+    @pytest.fixture
+    def lost(self, api, settings):
+        whole = {"enabled": True, "routingKey": "a-key-that-nobody-can-read"}
+        assert api.patch("/api/v1/config/platforms", {"pagerduty": whole}, format="json").status_code == 200
+        before = list(settings.ENCRYPTION_KEYS)
+        settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+        current._kept = None
+        yield before
+        current._kept = None
+
+    def test_refuses_no_anomaly_and_no_move(self, lost, send, api, work):
+        [incident_id] = send()["incidents"]
+        assert api.post(f"/api/incidents/{incident_id}/acknowledge").status_code == 200
+        work()
+        [ticket] = api.get(f"/api/incidents/{incident_id}").json()["tickets"]
+        assert (ticket["state"], ticket["attempts"]) == ("pending", 0)
+
+    def test_is_named_by_ready(self, lost, api):
+        answer = api.get("/ready")
+        assert answer.status_code == 503
+        assert any("secrets of pagerduty cannot be read" in line for line in answer.json()["missing"])
+
+    def test_overwrites_nothing_until_somebody_sends_the_secrets_again(self, lost, api, settings):
+        other = {"pagerduty": {"apiUrl": "https://events.eu.pagerduty.com"}}
+        assert api.patch("/api/v1/config/platforms", other, format="json").status_code == 400
+        settings.ENCRYPTION_KEYS = [*settings.ENCRYPTION_KEYS, *lost]
+        current._kept = None
+        assert api.get("/api/v1/config").json()["platforms"]["pagerduty"] == {"enabled": True, "routingKey": "****"}
+
+    def test_is_mended_by_sending_them_again(self, lost, api):
+        again = {"pagerduty": {"routingKey": "another-key"}}
+        assert api.patch("/api/v1/config/platforms", again, format="json").status_code == 200
+        assert not any("cannot be read" in line for line in api.get("/ready").json()["missing"])
+
+    def test_or_by_giving_them_up(self, lost, api, capsys):
+        call_command("reencrypt", "--forget-unreadable")
+        assert "1 given up" in capsys.readouterr().out
+        assert not any("cannot be read" in line for line in api.get("/ready").json()["missing"])

@@ -13,7 +13,6 @@ from rest_framework.response import Response
 from rest_framework.views import exception_handler as rest_exception_handler
 
 from config.changes import Invalid
-from config.fields import CannotDecrypt
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,6 @@ def exception_handler(error: Exception, context: dict) -> Response:
     if isinstance(error, Invalid):
         named = "; ".join(f"{name}: {text}" for name, text in list(error.errors.items())[:3])
         return Response(body(f"Nothing was changed. {named}", error.errors), 400)
-    if isinstance(error, CannotDecrypt):
-        log.error("%s", error)
-        return Response(body(str(error)), 503)
     if is_store_down(error):
         connection.close()
         log.error("The database cannot be used: %s", type(error).__name__)
@@ -116,7 +112,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if error is not None and (answer := store_down(request, error)):
         return answer
     log.error("Unexpected error.", exc_info=error)
-    return JsonResponse(body(MESSAGES[500]), status=500)
+    return _answer(request, 500)
 
 
 def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict) -> HttpResponse:

@@ -50,7 +50,7 @@ def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> b
     """
     config = current().platforms[platform]
     pause = PlatformPause.objects.filter(platform=platform).annotate(now=Now()).first()
-    if not config.enabled or (pause and pause.until > pause.now):
+    if not config.enabled or config.missing or (pause and pause.until > pause.now):
         return False
     times = PAGING if config.platform.pages else OTHER
     started = clock()

@@ -43,7 +43,7 @@ def look_next() -> bool:
 
 def _look(name: str) -> bool:
     config = current().platforms[name]
-    if not config.enabled or not _takes_turn(name) or _gives_way(name):
+    if not config.enabled or config.missing or not _takes_turn(name) or _gives_way(name):
         return False
     ticket = _longest_unseen(name)
     if ticket is None:

@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError, connection, connections
 from django.db.migrations.executor import MigrationExecutor
 
+from config import rotation
 from ticketing import processes, web
 from ticketing.claim import Busy, Claim
 from ticketing.supervisor import Supervisor, end_with_parent
@@ -111,6 +112,8 @@ def _migrate() -> None:
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             call_command("migrate", interactive=False, verbosity=0)
+        if sentence := rotation.unreadable():
+            raise CommandError(f"refused to start. {sentence} Give it, or see manage.py reencrypt --forget-unreadable.")
     except OperationalError as error:
         raise CommandError(f"the database does not answer: {str(error).splitlines()[0]}") from error
     finally:
