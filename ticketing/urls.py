@@ -9,12 +9,12 @@ from incidents.api import urls as incidents_api
 from ticketing import docs, health, metrics, users
 
 api = [
+    path("", include(incidents_api.urlpatterns)),
     path("health", health.Health.as_view()),
     path("ready", health.Ready.as_view()),
     path("metrics", metrics.Metrics.as_view()),
     path("api/schema", docs.Schema.as_view(), name="schema"),
     path("api/docs", docs.Docs.as_view(), name="docs"),
-    path("", include(incidents_api.urlpatterns)),
     path("", include(config_api.urlpatterns)),
 ]
 

@@ -8,10 +8,11 @@ from incidents.api import drill, model, tickets, views, webhooks
 incidents = SimpleRouter(trailing_slash=False)
 incidents.register("incidents", views.Incidents, basename="incident")
 
+# Tried in this order: what is called most comes first.
 urlpatterns = [
+    path("api/v1/anomalies", views.Anomalies.as_view()),
     path("api/", include(incidents.urls)),
     path("api/v1/", include((incidents.urls, "v1"))),
-    path("api/v1/anomalies", views.Anomalies.as_view()),
     path("api/v1/audit", views.Audit.as_view()),
     path("api/v1/tickets", tickets.Tickets.as_view()),
     path("api/v1/tickets/retry", tickets.RetryTickets.as_view()),
