@@ -24,6 +24,7 @@ MOVES_AT_ONCE = 1000
 RETRIED_AT_ONCE = 5000
 # How long tickets that people read at leisure wait for the model's answer, so that their first text carries it.
 WAIT_FOR_CAUSE_SECONDS = 5
+ASKED_AGAIN_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,19 @@ def cause_failed(incident_id: str, claim: int, *, error: str, again_in: float | 
     return _cause_settled(
         incident_id, claim, cause_error=error[:500], model_due_at=None if again_in is None else lease(again_in)
     )
+
+
+def ask_model_again(incident_id: str) -> bool:
+    """The model is asked anew, however long ago the fault, once in a minute at most; the cause stays until it answers.
+
+    False where it is being asked, or was a moment ago. The cause is not the incident's state, so it is not audited.
+    """
+    idle = Incident.objects.filter(pk=incident_id, model_due_at=None)
+    rested = idle.exclude(model_asked_again_at__gte=lease(-ASKED_AGAIN_SECONDS))
+    asked = rested.update(model_due_at=Now(), model_asked_again_at=Now(), model_attempts=0, cause_error="")
+    if asked:
+        wakeup.wake("causes", {"incidents"})
+    return bool(asked)
 
 
 def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:

@@ -106,6 +106,7 @@ class Incident(models.Model):
     model_lease_until = models.DateTimeField(null=True)
     model_claim = models.PositiveIntegerField(default=0)
     model_attempts = models.PositiveSmallIntegerField(default=0)
+    model_asked_again_at = models.DateTimeField(null=True)  # by a person
 
     drill = models.BooleanField(default=False)  # nothing is wrong: it proves the way to the platforms
 

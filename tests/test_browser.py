@@ -1,17 +1,22 @@
 """The console in a real browser: nothing violates its policy, hostile text is inert, and a phone is enough."""
 
+import gzip
+import importlib.util
 import shutil
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Group, User
 from django.utils import timezone
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from config import changes
 from config.current import forget
 from config.models import PlatformState
 from incidents import intake, lifecycle
 from incidents.models import Incident, Ticket
+from platforms.catalog import PLATFORMS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -19,8 +24,12 @@ ARGUMENTS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 LIST = "/admin/incidents/incident/"
+AUDIT = "/admin/auditlog/entry/"
 HOSTILE = '"><img src=x onerror=document.body.dataset.owned=1><script>document.body.dataset.owned=2</script>'
 PASSWORD = "a-long-password"
+AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("axe.min.js")
+RULES = """axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
+    .then(found => found.violations.flatMap(one => one.nodes.map(node => `${one.id}: ${node.html}`)))"""
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -114,6 +123,78 @@ def test_no_page_violates_the_policy_or_complains(console):
     assert visitor.complaints == []
 
 
+def test_nothing_bars_anybody_from_a_page_in_either_theme_at_either_width(console):
+    incidents = opened("payment-api", "search", "checkout", evidence_logs=["a line"], traceId="abc123")
+    Ticket.objects.filter(platform="jira").update(last_error="503", failing_since=timezone.now())
+    lifecycle.move("acknowledge", [incidents[0].id], actor="user:bob", note="on it")
+    lifecycle.move("resolve", [incidents[1].id], actor="user:bob")
+    page = console().sign_in()
+    addresses = (LIST, f"{LIST}{incidents[0].id}/", "/admin/", "/admin/config/", "/admin/config/apikey/", AUDIT)
+    found, axe = [], AXE.read_text()
+    for address in addresses:
+        for width, height in ((1440, 900), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.goto(address)
+            page.evaluate(axe)
+            for theme in ("light", "dark"):
+                page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+                found += [f"{address} {width} {theme} {violation}" for violation in page.evaluate(RULES)]
+    assert not found, "\n".join(found)
+
+
+def test_a_screen_shows_twenty_rows_and_costs_little_to_fetch(console):
+    opened(*(f"service-{n}" for n in range(60)))
+    visitor = console()
+    sizes = []
+    page = visitor.sign_in()
+    page.on("response", lambda reply: sizes.append((reply.url, len(gzip.compress(reply.body(), 6)))))
+    page.goto(LIST)
+    page.wait_for_load_state("networkidle")
+    rows = [row.bounding_box() for row in page.locator("#rows tbody tr").all()]
+    assert sum(row["y"] + row["height"] <= 900 for row in rows) >= 20
+    assert sum(size for _, size in sizes) <= 40_000, sizes
+    assert sum(size for url, size in sizes if url.endswith(".js")) <= 8_000, sizes
+
+
+def test_no_refresh_loses_a_selection_or_moves_a_row_and_a_new_incident_is_told(console):
+    opened(*(f"service-{n}" for n in range(5)))
+    page = console().sign_in()
+    assert int(page.get_attribute("#live", "data-seconds")) <= 10
+    page.check("#rows tbody tr:nth-child(2) input")
+    page.check("#rows tbody tr:nth-child(4) input")
+    rows = "[...document.querySelectorAll('#rows tbody tr')]"
+    shown = f"{rows}.map(row => [row.dataset.id, row.querySelector('input').checked])"
+    before = page.evaluate(shown)
+    for n in range(20):
+        opened(f"newcomer-{n}")
+        page.keyboard.press(".")
+        page.wait_for_selector(f"#news >> text=/^{n + 1} new/")
+        assert page.evaluate(shown) == before
+    page.click("#news button")
+    after = page.evaluate(shown)
+    assert len(after) == 25
+    assert [row for row in after if row[1]] == [row for row in before if row[1]]
+
+
+def test_each_tickets_state_is_seen_at_any_width(console):
+    changes.patch_routing({"critical": list(PLATFORMS)}, actor="system")
+    for name in PLATFORMS:
+        PlatformState.objects.update_or_create(platform=name, defaults={"enabled": True})
+    forget()
+    opened("payment-api")
+    Ticket.objects.update(parked_at=timezone.now(), due_at=None, last_error="401 Invalid token")
+    page = console().sign_in()
+    for width in (1440, 1280, 1024, 800, 390, 320):
+        page.set_viewport_size({"width": width, "height": 844})
+        cell = page.locator(".c-tickets").nth(1).bounding_box()
+        for ticket in page.locator("td.c-tickets a").all():
+            box = ticket.bounding_box()
+            assert box["x"] >= cell["x"] - 1, width
+            assert box["x"] + box["width"] <= min(width, cell["x"] + cell["width"] + 1), width
+            assert box["y"] + box["height"] <= cell["y"] + cell["height"] + 1, width
+        assert len(page.locator("td.c-tickets a").all()) == 5
+
+
 def test_an_incident_is_acknowledged_in_two_clicks(console):
     one, two = opened("payment-api", "search")
     page = console().sign_in()
@@ -154,10 +235,13 @@ def test_escalating_from_the_page_is_confirmed_with_a_note(console):
     page = console().sign_in()
     page.click(f"text={incident.title}")
     page.click("#act-escalate")
-    page.wait_for_selector("text=Page PagerDuty for")
+    page.wait_for_selector("dialog >> text=Page PagerDuty for")
     assert page.evaluate("document.activeElement.textContent") == "Cancel"
-    page.fill("#note", "please look")
-    page.click(".confirm button.primary")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#asking", state="detached")
+    page.click("#act-escalate")
+    page.fill("#why", "please look")
+    page.click("#asking button.primary")
     page.wait_for_selector(f"text={incident.id} escalated.")
     assert page.url.endswith(f"{LIST}{incident.id}/")
     incident.refresh_from_db()

@@ -7,6 +7,7 @@ import json
 import re
 from datetime import timedelta
 
+import psycopg
 import pytest
 from django.contrib.auth.models import Group, User
 from django.core.cache import cache
@@ -22,6 +23,7 @@ from config import changes, keys
 from config.current import forget
 from config.models import ApiKey, PlatformState
 from incidents import intake, lifecycle
+from incidents.console import listing, patience
 from incidents.models import Anomaly, Incident, Ticket
 from platforms.catalog import PLATFORMS
 
@@ -179,7 +181,8 @@ def queries(client: Client, address: str, status: int = 200, **headers: str) -> 
     forget()
     with CaptureQueriesContext(connection) as asked:
         assert client.get(address, headers=headers).status_code == status
-    return len(asked)
+    around = ("SAVEPOINT", "RELEASE", "BEGIN", "COMMIT", "SET LOCAL")  # a search's time limit
+    return sum(not query["sql"].startswith(around) for query in asked)
 
 
 def test_the_list_counts_and_shows_at_the_same_cost_whatever_there_is(responder):
@@ -257,6 +260,31 @@ def test_whatever_a_row_shows_makes_a_new_fragment(viewer, change, view):
     assert viewer.get(address, headers=asked).status_code == 304
     change()
     assert viewer.get(address, headers=asked).status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite cannot be told to give up")
+def test_a_search_that_takes_too_long_is_given_up_with_advice(monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE_MS", 100)
+    client = browser("viewer")
+    where = connection.settings_dict
+    keys = {"host": where["HOST"], "port": where["PORT"], "user": where["USER"], "password": where["PASSWORD"]}
+    with psycopg.connect(dbname=where["NAME"], **keys) as other:
+        other.execute("LOCK TABLE incidents_incident IN ACCESS EXCLUSIVE MODE")
+        reply = client.get(LIST, {"q": "pay"})
+    assert reply.status_code == 503
+    assert "Narrow your search" in text(reply)
+    assert client.get(LIST, {"q": "pay"}).status_code == 200
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's index")
+def test_a_search_has_an_index_for_all_that_it_looks_through():
+    asked = listing.matching(listing.Question(view="all", q="payment"), timezone.now()).real()
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = asked.order_by().explain()
+    for name in listing.SEARCHED:
+        assert f"incident_search_{name}" in plan
 
 
 def test_nothing_counts_all_incidents(viewer):
@@ -423,6 +451,60 @@ def test_the_page_refreshes_by_fragment(viewer):
     assert viewer.get(f"{LIST}{incident.id}/", headers=again).status_code == 304
     lifecycle.move("acknowledge", [incident.id], actor="user:bob")
     assert 'data-status="acknowledged"' in text(viewer.get(f"{LIST}{incident.id}/", headers=again))
+
+
+def test_an_incident_leaves_as_markdown_in_which_nothing_of_others_is_markup(viewer):
+    trap = "![x](https://evil.example/?q=1) <b>@all</b> ```"
+    [incident] = opened(anomaly(title=trap))
+    Incident.objects.update(root_cause=f"cause\n````\n{trap}")
+    told = text(viewer.get(f"{LIST}{incident.id}/incident.md"))
+    head, _, rest = told.partition("`````\n")
+    assert "\\!\\[x\\]\\(https" in head
+    assert "![" not in head
+    assert "<b>" not in head
+    assert trap in rest.partition("\n`````\n")[0]
+    assert f"/i/{incident.id})" in head
+
+
+def test_an_incident_is_one_file(viewer):
+    [incident] = opened(anomaly())
+    link = re.search(r'href="([^"]+)" download="([^"]+)"', text(page(browser("responder"), incident)))
+    assert link[2] == f"{incident.id}.json"
+    assert viewer.get(link[1]).json()["id"] == incident.id
+
+
+def test_operators_name_where_runbooks_and_traces_are(viewer, settings):
+    [incident] = opened(anomaly("../a b?", traceId="abc/1"))
+    settings.RUNBOOK_URL_TEMPLATE = "https://runbooks.example/{service}/{severity}"
+    settings.TRACE_URL_TEMPLATE = "https://traces.example/t/{trace_id}"
+    shown = text(page(viewer, incident))
+    assert 'href="https://runbooks.example/%2E%2E%2Fa%20b%3F/critical"' in shown
+    assert 'href="https://traces.example/t/abc%2F1"' in shown
+
+
+def test_the_page_leads_to_the_incidents_before_and_after(viewer):
+    one, two, three = opened(anomaly("a"), anomaly("b"), anomaly("c"))
+    assert viewer.get(f"{LIST}{two.id}/older/").headers["Location"] == f"{LIST}{one.id}/"
+    assert viewer.get(f"{LIST}{two.id}/newer/").headers["Location"] == f"{LIST}{three.id}/"
+    reply = viewer.get(f"{LIST}{three.id}/newer/", follow=True)
+    assert "There is no newer incident." in text(reply)
+
+
+def test_the_model_is_asked_again_once_in_a_minute(responder, viewer):
+    [incident] = opened(anomaly())
+    address = f"{LIST}{incident.id}/ask-again/"
+    assert "No model is configured" in text(responder.post(address, follow=True))
+    changes.patch_llm({"model": "gpt-x", "apiKey": CANARY}, actor="system")
+    before = Entry.objects.count()
+    assert viewer.post(address).status_code == 403
+    assert "The model is asked again." in text(responder.post(address, follow=True))
+    incident.refresh_from_db()
+    assert incident.model_due_at
+    Incident.objects.update(model_due_at=None)
+    assert "less than a minute ago" in text(responder.post(address, follow=True))
+    Incident.objects.update(model_asked_again_at=timezone.now() - timedelta(minutes=2))
+    assert "The model is asked again." in text(responder.post(address, follow=True))
+    assert Entry.objects.count() == before
 
 
 # --- Acts -------------------------------------------------------------------------------------------------------------

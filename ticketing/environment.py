@@ -119,6 +119,18 @@ def networks(name: str) -> list[str]:
     return found
 
 
+def url_template(name: str, known: set[str]) -> str:
+    """An address with places in it, such as https://runbooks.example/{service}."""
+    template = text(name)
+    if not template:
+        return ""
+    if not re.match(r"https?://[^/{}\s]+", template) or re.search(r"\s", template):
+        raise Refused(f"{name} must begin with https:// (or http://) and a host, and have no blanks.")
+    if unknown := set(re.findall(r"\{(.*?)\}", template)) - known:
+        raise Refused(f"{name} knows {', '.join(sorted(known))}, not {', '.join(sorted(unknown))}.")
+    return template
+
+
 def listen_host(local_mode: bool) -> str:
     host = str(read("HOST"))
     if local_mode and host != "localhost" and not _is_loopback(host):

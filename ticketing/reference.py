@@ -120,6 +120,18 @@ SETTINGS = {
             "Hours from one fire drill to the next; the first begins at once. People are woken. `0`: none.",
             default=0,
         ),
+        Setting(
+            "RUNBOOK_URL_TEMPLATE",
+            "str",
+            "Where a service's runbook is, linked from each incident: an address with `{service}`, `{severity}` or "
+            "`{id}` in it.",
+        ),
+        Setting(
+            "TRACE_URL_TEMPLATE",
+            "str",
+            "Where a trace is shown, linked from each incident that has one: an address with `{trace_id}` in it, "
+            "also `{service}`.",
+        ),
         Setting("ANOMALIES_KEPT_DAYS", "int", "For how many days every single event is kept.", default=90),
         Setting(
             "EVENT_IDS_KEPT_DAYS",

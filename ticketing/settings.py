@@ -189,6 +189,8 @@ CELERY_BEAT_SYNC_EVERY = 1  # its file tells `manage.py alive beat` that it work
 
 # --- The product ------------------------------------------------------------------------------------------------------
 
+RUNBOOK_URL_TEMPLATE = environ.url_template("RUNBOOK_URL_TEMPLATE", {"service", "severity", "id"})
+TRACE_URL_TEMPLATE = environ.url_template("TRACE_URL_TEMPLATE", {"trace_id", "service"})
 ANOMALIES_KEPT_DAYS = environ.read("ANOMALIES_KEPT_DAYS")
 EVENT_IDS_KEPT_DAYS = environ.read("EVENT_IDS_KEPT_DAYS")
 DRILL_SCHEDULE_HOURS = environ.read("DRILL_SCHEDULE_HOURS")

@@ -118,7 +118,7 @@ def _why_not(incident: Incident, config: LlmConfig) -> str:
 
 
 def _age(incident: Incident) -> timedelta:
-    return incident.now - max(filter(None, (incident.created_at, incident.reopened_at)))
+    return incident.now - max(filter(None, (incident.created_at, incident.reopened_at, incident.model_asked_again_at)))
 
 
 def _caller(config: LlmConfig, started: float) -> Caller:

@@ -202,6 +202,15 @@ def retry(incident_id: str, ticket_id: int, *, anew: bool, actor: str, request_i
     return f"The {label} ticket is created anew." if anew else f"The {label} ticket is sent again now."
 
 
+def ask_model_again(incident_id: str) -> tuple[str, bool]:
+    """What came of asking the model again, in words, and whether it is asked."""
+    if not current().llm.configured:
+        return "No model is configured, so the rules' answer stands.", False
+    if lifecycle.ask_model_again(incident_id):
+        return "The model is asked again. Its answer replaces the cause when it comes.", True
+    return "The model is being asked, or was less than a minute ago. Wait for its answer.", False
+
+
 def retry_platform(platform: str, *, actor: str, request_id: str) -> str:
     """Sends all of the platform's failed tickets again."""
     count = len(lifecycle.retry_platform(platform, actor=actor, request_id=request_id))

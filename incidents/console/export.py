@@ -1,12 +1,18 @@
-"""The list as a file for a spreadsheet: streamed, quoted, and without anything that a spreadsheet would run."""
+"""What leaves the console as text: the list for a spreadsheet, and an incident for a chat or a report.
+
+Neither holds anything that a spreadsheet would run, or that a reader of Markdown would load.
+"""
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from django.conf import settings
 from django.db.models import QuerySet
 
+from incidents.console.page import Trail
 from incidents.models import Incident
 from incidents.times import timestamp
 
@@ -44,3 +50,41 @@ def _line(cells: Iterable[object]) -> str:
     out = io.StringIO()
     csv.writer(out, quoting=csv.QUOTE_NONNUMERIC).writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
+
+
+# --- One incident -----------------------------------------------------------------------------------------------------
+
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~:@-])")
+
+
+def markdown(known: Trail) -> str:
+    """The incident in Markdown. What others wrote is fenced or escaped: no image, link or mention of theirs."""
+    i = known.incident
+    facts = [
+        ("Incident", f"[{i.pk}]({settings.PUBLIC_URL}/i/{i.pk})"),
+        ("Severity", i.severity),
+        ("Status", i.status + (f" by {_plain(by)}" if (by := getattr(i, f"{i.status}_by", "")) else "")),
+        ("Service", _plain(i.service)),
+        ("Opened", timestamp(i.created_at)),
+        ("Anomalies", f"{i.anomaly_count:,}, last {timestamp(i.last_anomaly_at)}"),
+        *((f"Ticket at {line.label}", _plain(f"{line.ticket.remote_id} {line.state.words}")) for line in known.lines),
+    ]
+    cause = "rules" if i.fallback else _plain(i.cause_model)
+    story = [
+        f"- {timestamp(one.at)} {_plain(one.action)}" + (f" by {_plain(one.actor)}" if one.actor else "")
+        for one in reversed(known.timeline)
+    ]
+    parts = [f"## {_plain(i.title)}", "\n".join(f"- **{name}**: {value}" for name, value in facts)]
+    parts += [f"### Root cause ({cause})", _fenced(i.root_cause), "### Timeline", "\n".join(story)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    """In a fence longer than any within."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

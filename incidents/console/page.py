@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
-from django.db.models import QuerySet
+from django.conf import settings
+from django.db.models import Q, QuerySet
 from django.http import QueryDict
 
 from auditlog import models as auditlog
@@ -132,9 +134,11 @@ def context(known: Trail, params: QueryDict, now: datetime) -> dict:
         "moves": moves(incident),
         "lines": lines,
         "facts": facts(incident),
+        "runbook": _address(settings.RUNBOOK_URL_TEMPLATE, incident),
+        "trace": _address(settings.TRACE_URL_TEMPLATE, incident) if incident.trace_id else "",
         "evidence": evidence_facts(evidence),
         "log_lines": _log_lines(evidence),
-        "waiting_for_model": incident.model_due_at is not None and incident.fallback,
+        "waiting_for_model": incident.model_due_at is not None,
         "chart": charts.anomalies(incident),
         "anomalies": anomalies,
         "older_anomalies": older,
@@ -146,6 +150,23 @@ def context(known: Trail, params: QueryDict, now: datetime) -> dict:
         "since": getattr(incident, f"{incident.status}_at", None),
         "burning": incident.status != Status.RESOLVED and now - incident.last_anomaly_at < timedelta(minutes=5),
     }
+
+
+def _address(template: str, incident: Incident) -> str:
+    """An operator's address with what the incident says in its places, none of which can leave its place."""
+    known = {"service": incident.service, "severity": incident.severity, "id": incident.pk}
+    for name, value in (known | {"trace_id": incident.trace_id}).items():
+        template = template.replace(f"{{{name}}}", quote(value, safe="").replace(".", "%2E"))
+    return template
+
+
+def neighbour(incident: Incident, *, older: bool) -> str | None:
+    """The incident that was opened before this one, or after it."""
+    way = "lt" if older else "gt"
+    same = Q(created_at=incident.created_at) & Q(**{f"number__{way}": incident.number})
+    rows = Incident.objects.filter(Q(**{f"created_at__{way}": incident.created_at}) | same)
+    rows = rows.newest_first() if older else rows.order_by("created_at", "number")
+    return rows.values_list("pk", flat=True).first()
 
 
 def recent(incident: Incident, before: str) -> tuple[list[Anomaly], str]:

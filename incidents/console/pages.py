@@ -23,7 +23,7 @@ from django.utils import timezone
 from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 
 from incidents import drill
-from incidents.console import acts, charts, export, glance, listing, page
+from incidents.console import acts, charts, export, glance, listing, page, patience
 from incidents.models import SEVERITY_RANK, Incident, Severity, Status
 from platforms.catalog import PLATFORMS
 
@@ -62,14 +62,26 @@ class IncidentPages(ModelAdmin):
             path("retry/<str:platform>/", wrap(self.retry_platform), name="incidents_incident_retry_platform"),
             path("incidents.csv", wrap(self.table_file), name="incidents_incident_export"),
             path("<str:incident_id>/", wrap(self.one_page), name="incidents_incident_change"),
+            path("<str:incident_id>/incident.md", wrap(self.markdown), name="incidents_incident_markdown"),
+            path("<str:incident_id>/ask-again/", wrap(self.ask_again), name="incidents_incident_ask_again"),
+            path("<str:incident_id>/<str:way>/", wrap(self.neighbour), name="incidents_incident_neighbour"),
             path("<str:incident_id>/tickets/<int:ticket_id>/", wrap(self.retry), name="incidents_incident_retry"),
         ]
 
     # --- The list -----------------------------------------------------------------------------------------------------
 
     def list_page(self, request: HttpRequest) -> HttpResponse:
-        now = timezone.now()
         question = listing.Question.read(request.GET)
+        try:
+            with patience.patience(question):
+                return self._list(request, question)
+        except patience.TooSlow:
+            context = self.admin_site.each_context(request) | {"title": "Narrow your search", "place": "incidents"}
+            context |= {"question": question, "within": question.query(period="7d", view="all")}
+            return TemplateResponse(request, "incidents/too_slow.html", context, status=503)
+
+    def _list(self, request: HttpRequest, question: listing.Question) -> HttpResponse:
+        now = timezone.now()
         matching = listing.matching(question, now)
         cut = listing.rows(question, matching)
         seen = glance.look(now, cut)
@@ -126,6 +138,26 @@ class IncidentPages(ModelAdmin):
         template = "incidents/_page.html" if fragment else "incidents/page.html"
         return TemplateResponse(request, template, context, headers={"ETag": etag})
 
+    def neighbour(self, request: HttpRequest, incident_id: str, way: str) -> HttpResponse:
+        """To the incident before or after, where there is one."""
+        incident = self._known(incident_id)
+        if way not in ("older", "newer"):
+            raise Http404
+        other = page.neighbour(incident, older=way == "older")
+        if other is None:
+            messages.info(request, f"There is no {way} incident.")
+        return HttpResponseRedirect(reverse(ONE, args=[other or incident.pk]))
+
+    def markdown(self, request: HttpRequest, incident_id: str) -> HttpResponse:
+        trail = page.trail(self._known(incident_id), request.GET)
+        return HttpResponse(export.markdown(trail), content_type="text/plain; charset=utf-8")
+
+    def _known(self, incident_id: str) -> Incident:
+        incident = page.find(incident_id) if acts.INCIDENT_ID.fullmatch(incident_id) else None
+        if incident is None:
+            raise Http404
+        return incident
+
     # --- Acts ---------------------------------------------------------------------------------------------------------
 
     def act(self, request: HttpRequest) -> HttpResponse:
@@ -166,6 +198,14 @@ class IncidentPages(ModelAdmin):
             raise Http404
         messages.success(request, told)
         return HttpResponseRedirect(back)
+
+    def ask_again(self, request: HttpRequest, incident_id: str) -> HttpResponse:
+        incident = self._known(incident_id)
+        if request.method == "POST":
+            _require_responder(request)
+            words, asked = acts.ask_model_again(incident.pk)
+            messages.add_message(request, messages.SUCCESS if asked else messages.WARNING, words)
+        return HttpResponseRedirect(f"{reverse(ONE, args=[incident.pk])}#cause")
 
     def retry_platform(self, request: HttpRequest, platform: str) -> HttpResponse:
         if platform not in PLATFORMS:

@@ -154,6 +154,7 @@
       old.replaceWith(document.adoptNode(next));
       if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
     }
+    offerCopies();
   };
 
   const poll = async () => {
@@ -194,7 +195,50 @@
     if (paused) clearTimeout(timer); else poll();
   };
 
+  // --- Asking first: the page that asks, as a dialog over this one ---
+
+  document.addEventListener("submit", async (event) => {
+    const form = event.target, button = event.submitter;
+    if (!live || !button || button.name !== "move" || !["escalate", "resolve"].includes(button.value) || form.closest("dialog")) return;
+    event.preventDefault();
+    try {
+      const reply = await fetch(form.action, { method: "POST", body: new FormData(form, button), redirect: "manual" });
+      const card = reply.ok && $(".confirm form.card", new DOMParser().parseFromString(await reply.text(), "text/html"));
+      if (!card) { const back = new FormData(form).get("next"); if (back === location.pathname + location.search) location.reload(); else location.assign(back); return; }
+      const asking = document.createElement("dialog");
+      asking.id = "asking";
+      asking.setAttribute("aria-labelledby", "asked");
+      asking.append(document.adoptNode(card));
+      $("a.button", asking).addEventListener("click", (click) => { click.preventDefault(); asking.close(); });
+      asking.addEventListener("close", () => { asking.remove(); button.focus(); });
+      document.body.append(asking);
+      asking.showModal();
+      $("[autofocus]", asking).focus();
+    } catch { withMove(form, button).submit(); }
+  });
+  const withMove = (form, button) => {
+    const move = document.createElement("input");
+    Object.assign(move, { type: "hidden", name: button.name, value: button.value });
+    form.append(move);
+    return form;
+  };
+
   // --- Copying ---
+
+  const offerCopies = () => {
+    const link = $("[data-copy-link]");
+    if (!link || !navigator.clipboard) return;
+    unhide(link); unhide($("[data-copy-from]"));
+    link.dataset.copy = location.origin + location.pathname;
+  };
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy-from]");
+    if (!button) return;
+    const reply = await fetch(button.dataset.copyFrom);
+    if (reply.ok) await navigator.clipboard.writeText(await reply.text());
+    button.textContent = reply.ok ? "Copied" : "It could not be read";
+  });
 
   document.addEventListener("click", async (event) => {
     const element = event.target.closest("[data-copy]");
@@ -233,7 +277,7 @@
     Escape: () => { for (const box of chosen()) box.checked = false; stand(null); tellSelection(); if (document.activeElement) document.activeElement.blur(); },
   };
   document.addEventListener("keydown", (event) => {
-    if (!live || event.ctrlKey || event.altKey || event.metaKey || event.isComposing || (dialog && dialog.open)) return;
+    if (!live || event.ctrlKey || event.altKey || event.metaKey || event.isComposing || $("dialog[open]")) return;
     const typing = event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]");
     if (typing) { if (event.key === "Escape") typing.blur(); return; }
     if (stored("keys") === "off" && event.key !== "Escape") return;
@@ -271,8 +315,7 @@
     tellSelection();
     sayState();
   } else {
-    const link = $("[data-copy-link]");
-    if (link && navigator.clipboard) { unhide(link); link.dataset.copy = location.origin + location.pathname; }
+    offerCopies();
     if (location.hash.startsWith("#act-") && document.getElementById(location.hash.slice(1))) document.getElementById(location.hash.slice(1)).focus();
   }
   document.addEventListener("visibilitychange", () => { if (document.hidden) clearTimeout(timer); else if (!paused) poll(); });
