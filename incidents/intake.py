@@ -25,6 +25,7 @@ from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent
 
 MOST_AFFECTED_SERVICES = 200
 PAYLOADS_AT_EACH_END = 20  # an incident's first and latest events that are kept whole, beside its highest
+LOOKED_INTO = 100  # an incident's first events whose words are searched for a cause, while there is none
 EVENT_IDS_PER_STATEMENT = 5000  # SQLite takes 32,766 parameters
 JOINED_PER_STATEMENT = 2000
 MOST_TOGETHER = 1000  # events; more of one request alone are taken alone
@@ -173,6 +174,7 @@ class _Batch:
     opened: list[tuple[Incident, Author]] = field(default_factory=list)
     joined: dict[int, Incident] = field(default_factory=dict)
     reopened: dict[Author, list[Incident]] = field(default_factory=lambda: defaultdict(list))
+    improved: dict[int, Incident] = field(default_factory=dict)
 
     def take(self, together: list[_Sent]) -> list[Result]:
         """Locks are taken in one order: event ids, services, incidents, the day's counter."""
@@ -236,11 +238,29 @@ class _Batch:
         incident.updated_at = max(incident.updated_at, self.now)
         if incident.pk:  # those of this batch have no id yet and are written whole
             self.joined[id(incident)] = incident
+        if incident.fallback and incident.cause_category in rules.WEAK:
+            self.improve(incident, event)
         if incident.status == Status.RESOLVED and event.at > incident.resolved_at:
             self.reopened[author].append(incident)
             incident.status = Status.OPEN  # for the events that follow in this batch
             return "reopened"
         return "deduplicated"
+
+    def improve(self, incident: Incident, event: Event) -> None:
+        """Takes the event's evidence, and a trace where there is none, if it tells more than what there is.
+
+        That is when the rules know the fault's kind by it, or when there were but numbers and it brings words. At most
+        two events do so for an incident, and its tickets are told once: when its kind comes to be known.
+        """
+        weak, thorough = incident.cause_category, incident.anomaly_count <= LOOKED_INTO
+        if not rules.betters(weak, service=event.service, evidence=event.evidence, thorough=thorough):
+            return
+        incident.trace_id = incident.trace_id or event.trace_id[:200]
+        _explain(incident, event)
+        if incident.pk:
+            self.improved[id(incident)] = incident
+            if incident.cause_category not in rules.WEAK:
+                incident.cause_at = max(self.now, incident.created_at + timedelta.resolution)
 
     def draft(self, event: Event) -> Incident:
         incident = Incident(
@@ -252,7 +272,6 @@ class _Batch:
             trace_id=event.trace_id[:200],
             environment=event.environment[:200],
             tenant_id=event.tenant_id[:200],
-            evidence=event.evidence.as_json(),
             anomaly_score=event.score,
             anomaly_count=1,
             first_anomaly_at=event.at,
@@ -262,15 +281,7 @@ class _Batch:
             cause_at=self.now,
             fallback=True,
         )
-        incident.root_cause = rules.explain(
-            service=event.service,
-            severity=event.severity,
-            score=event.score,
-            anomaly_count=1,
-            trace_id=event.trace_id,
-            affected_services=tuple(incident.affected_services),
-            evidence=event.evidence,
-        ).text
+        _explain(incident, event)
         return incident
 
     def number(self, incidents: list[Incident]) -> None:
@@ -279,11 +290,13 @@ class _Batch:
 
     def write(self, taken: list[_Taken]) -> None:
         lifecycle.open_incidents(self.opened, self.config)
-        _save_joined(list(self.joined.values()))
+        _save(list(self.joined.values()), JOINED_FIELDS)
         for author, incidents in self.reopened.items():
             for incident in incidents:
                 incident.status = Status.RESOLVED  # as the row still says
             lifecycle.reopen_for_anomaly(incidents, author, now=self.now)
+        _save(list(self.improved.values()), IMPROVED_FIELDS)
+        lifecycle.cause_improved([i.pk for i in self.improved.values() if i.cause_category not in rules.WEAK])
         Anomaly.objects.bulk_create(
             Anomaly(
                 incident=one.incident,
@@ -298,6 +311,22 @@ class _Batch:
             )
             for one in taken
         )
+
+
+def _explain(incident: Incident, event: Event) -> None:
+    """The rules' cause, as they can tell it from this event of the incident."""
+    finding = rules.explain(
+        service=incident.service,
+        severity=incident.severity,
+        score=incident.anomaly_score,
+        anomaly_count=incident.anomaly_count,
+        trace_id=incident.trace_id,
+        affected_services=incident.affected_services,
+        evidence=event.evidence,
+    )
+    incident.evidence = event.evidence.as_json()
+    incident.root_cause = finding.text
+    incident.cause_category = finding.kind
 
 
 def give_ids(incidents: Sequence[Incident], day: date) -> None:
@@ -416,6 +445,7 @@ def _locked(keys: list[tuple[str, str]]) -> set[tuple[str, str]]:
 CANDIDATE_FIELDS = (
     *("id", "number", "service", "severity", "status", "affected_services", "anomaly_score", "anomaly_count"),
     *("first_anomaly_at", "last_anomaly_at", "created_at", "updated_at", "resolved_at"),
+    *("fallback", "cause_category", "cause_at", "trace_id"),
 )
 
 
@@ -474,13 +504,14 @@ JOINED_FIELDS = (
     "affected_services",
     "updated_at",
 )
+IMPROVED_FIELDS = ("id", "evidence", "trace_id", "root_cause", "cause_category", "cause_at")
 
 
-def _save_joined(incidents: list[Incident]) -> None:
+def _save(incidents: list[Incident], names: tuple[str, ...]) -> None:
     """All in one statement that both engines know; the ORM's own takes ten times as long."""
     table = _table(Incident)
-    fields = [Incident._meta.get_field(name) for name in JOINED_FIELDS]
-    changes = ", ".join(f"{name} = new.column{n}" for n, name in enumerate(JOINED_FIELDS, 1) if name != "id")
+    fields = [Incident._meta.get_field(name) for name in names]
+    changes = ", ".join(f"{name} = new.column{n}" for n, name in enumerate(names, 1) if name != "id")
     row = f"({_holders(fields)})"
     for start in range(0, len(incidents), JOINED_PER_STATEMENT):
         chunk = incidents[start : start + JOINED_PER_STATEMENT]

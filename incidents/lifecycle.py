@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import F, Value
+from django.db.models import Case, F, Value, When
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
@@ -244,10 +244,10 @@ def _changes(wanted: Move, targets: list[str], *, actor: str, at: datetime) -> d
     return changes | ({"escalated_to": targets} if wanted.name == "escalate" else {})
 
 
-def tickets_want_more(incident_ids: Sequence[str]) -> None:
+def tickets_want_more(incident_ids: Sequence[str], *, due_at: Case | Now | None = None) -> None:
     """The incidents' tickets no longer show what they should: they are due at once, those given up too."""
     tickets = Ticket.objects.filter(incident_id__in=incident_ids)
-    tickets.update(wanted_version=F("wanted_version") + 1, due_at=Now(), parked_at=None, attempts=0)
+    tickets.update(wanted_version=F("wanted_version") + 1, due_at=due_at or Now(), parked_at=None, attempts=0)
     wakeup.wake("tickets", set(PLATFORMS))
 
 
@@ -293,6 +293,17 @@ def ask_model_again(incident_id: str) -> bool:
     if asked:
         wakeup.wake("causes", {"incidents"})
     return bool(asked)
+
+
+def cause_improved(incident_ids: Sequence[str]) -> None:
+    """The rules came to know a cause, in a row that the intake holds and has written: tickets are brought up to date.
+
+    Those not tried yet go on waiting for the model. They want more like the others: an attempt may be under way.
+    """
+    if not incident_ids:
+        return
+    waiting = When(shown_version=0, attempts=0, due_at__isnull=False, then=F("due_at"))
+    tickets_want_more(incident_ids, due_at=Case(waiting, default=Now()))
 
 
 def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:

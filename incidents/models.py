@@ -99,6 +99,8 @@ class Incident(models.Model):
 
     root_cause = models.TextField(blank=True)
     fallback = models.BooleanField(default=True)  # the rules' answer stands
+    # The kind of fault the rules' answer points to, `unknown` or `bare`; blank: it is not bettered.
+    cause_category = models.CharField(max_length=30, blank=True)
     cause_at = models.DateTimeField()
     cause_model = models.CharField(max_length=100, blank=True)
     cause_error = models.CharField(max_length=500, blank=True)  # why the model's answer is not there

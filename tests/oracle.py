@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+# What events may say, and what kind of cause can be told from it. Of two that tell equally much the first one stands.
+KINDS = {"": "bare", "so it goes": "unknown", "out of memory": "out_of_memory", "no space left": "disk"}
+WEAK = ("bare", "unknown")
+
 
 @dataclass
 class Sent:
@@ -18,10 +22,13 @@ class Sent:
     at: datetime
     event_id: str | None = None
     affected: tuple[str, ...] = ()
+    says: str = ""  # a key of KINDS
+    trace: str = ""
 
     def as_item(self) -> dict:
         """As a producer would write it."""
         item = {"service": self.service, "severity": self.severity, "score": self.score}
+        item |= {"message": self.says, "traceId": self.trace} if self.says else {}
         more = {"timestamp": self.at.isoformat(), "eventId": self.event_id, "affectedServices": list(self.affected)}
         return item | {name: value for name, value in more.items() if value}
 
@@ -36,6 +43,8 @@ class Fault:
     first: datetime
     last: datetime
     affected: list[str]
+    says: str = ""
+    trace: str = ""
     count: int = 1
     resolved_at: datetime | None = None
     history: list[str] = field(default_factory=lambda: ["created"])
@@ -48,6 +57,9 @@ class Fault:
         self.score = max(self.score, sent.score)
         self.first, self.last = min(self.first, sent.at), max(self.last, sent.at)
         self.affected = list(dict.fromkeys([*self.affected, *sent.affected]))
+        known, new = KINDS[self.says], KINDS[sent.says]
+        if known in WEAK and (new not in WEAK or WEAK.index(new) > WEAK.index(known)):
+            self.says, self.trace = sent.says, self.trace or sent.trace
         if self.resolved_at is None or sent.at <= self.resolved_at:
             return "deduplicated"
         self.reopened()
@@ -95,6 +107,7 @@ class Oracle:
             fault = (burning or fits)[-1]
             return fault.join(sent), fault
         affected = list(dict.fromkeys(sent.affected)) or [sent.service]
-        fault = Fault(sent.service, sent.severity, sent.score, sent.at, sent.at, affected)
+        fault = Fault(sent.service, sent.severity, sent.score, sent.at, sent.at, affected, sent.says)
+        fault.trace = sent.trace if sent.says else ""
         self.faults.append(fault)
         return "created", fault

@@ -9,9 +9,10 @@ from datetime import timedelta
 import pytest
 from django.conf import settings as django_settings
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from incidents import lifecycle
+from incidents import intake, lifecycle
 from incidents.causes import health, model
 from incidents.models import Incident, ModelHealth, Ticket
 from tests.standins import Standins
@@ -26,6 +27,7 @@ GOOD = {
     "look_first": ["pool size", "slow queries"],
     "confidence": "medium",
 }
+EVENT = {"service": "payment-api", "severity": "critical", "score": 4.2}
 READ_AT_LEISURE = ("jira", "servicenow", "slack")
 
 
@@ -122,6 +124,122 @@ class TestAGoodAnswer:
         assert api.get(f"/api/incidents/{incident_id}").json()["fallback"] is False
         assert len(outside.slack.messages) == messages
         assert not Ticket.objects.behind().exists()
+
+
+SPIKE = {"message": "Error rate spike: z=8.1", "anomalyType": "error_rate_spike"}
+TELLING = {
+    "errorCategory": "out_of_memory",
+    "causalChain": ["cart-db", "payment-api"],
+    "evidenceLogs": [
+        {"service": "cart-db", "level": "ERROR", "message": "java.lang.OutOfMemoryError: Java heap space"}
+    ],
+    "traceId": "trace-1",
+}
+
+
+class TestEvidenceThatComesLater:
+    """The rules' cause is of the first event that tells one."""
+
+    @pytest.fixture
+    def to(self, everywhere):
+        return everywhere
+
+    def detail(self, api) -> dict:
+        return api.get(f"/api/incidents/{Incident.objects.get().pk}").json()
+
+    def test_replaces_what_tells_nothing(self, send, api):
+        send(SPIKE)
+        assert "cannot be told" in self.detail(api)["rootCause"]
+        send({}, TELLING, {"score": 9.0})
+        detail = self.detail(api)
+        assert detail["rootCause"].startswith("Points to running out of memory in cart-db")
+        assert "3 anomalies so far" in detail["rootCause"]
+        assert detail["traceId"] == "trace-1"
+        assert detail["evidence"]["causal_chain"] == ["cart-db", "payment-api"]
+        assert (detail["fallback"], detail["anomalyCount"]) == (True, 4)
+
+    def test_shows_on_tickets_once(self, to, send, work):
+        send(SPIKE)
+        work()
+        before = len(to.slack.messages)
+        send(TELLING)
+        send(TELLING, TELLING | {"errorCategory": "disk", "traceId": "other"})
+        work(later=True)
+        assert len(to.slack.messages) == before + 1
+        assert ["out of memory" in str(comment) for comment in comments(to)] == [True]
+        assert Incident.objects.get().trace_id == "trace-1"
+        assert to.pagerduty.pages == to.opsgenie.pages == 1
+        assert not Ticket.objects.behind().exists()
+
+    def test_is_in_the_first_text_where_it_comes_in_the_same_batch(self, to, send, work):
+        send(SPIKE, TELLING)
+        work(later=True)
+        assert len(to.slack.messages) == 1
+        assert "out of memory" in json.dumps(to.slack.messages[0].blocks)
+        assert comments(to) == []
+
+    def test_of_words_alone_replaces_numbers_and_is_not_told(self, to, send, work):
+        send(SPIKE)
+        work()
+        wanted = list(Ticket.objects.order_by("pk").values("wanted_version", "due_at"))
+        send({"message": "It went wrong somehow", "traceId": "t1"}, {"message": "And again", "traceId": "t2"})
+        incident = Incident.objects.get()
+        assert (incident.evidence["message"], incident.trace_id) == ("It went wrong somehow", "t1")
+        assert incident.cause_category == "unknown"
+        assert list(Ticket.objects.order_by("pk").values("wanted_version", "due_at")) == wanted
+        send(TELLING)
+        assert Incident.objects.get().cause_category == "out_of_memory"
+
+    def test_leaves_a_trace_that_is_there(self, send):
+        send(SPIKE | {"traceId": "first"})
+        send(TELLING)
+        assert Incident.objects.get().trace_id == "first"
+
+    def test_leaves_the_models_answer_alone(self, ask, send):
+        told = ask(**SPIKE)
+        send(TELLING)
+        incident = Incident.objects.get()
+        assert (incident.root_cause, incident.fallback, incident.trace_id) == (told["rootCause"], False, "")
+
+    def test_is_what_the_model_is_asked_with(self, outside, send):
+        send(SPIKE)
+        send(TELLING)
+        assert model.ask_next()
+        [asked] = outside.llm.requests
+        assert "OutOfMemoryError" in json.dumps(asked)
+
+    def test_lets_tickets_that_nobody_tried_wait_on_for_the_model(self, outside, healthy, send):
+        send(SPIKE)
+        due = dict(Ticket.objects.values_list("platform", "due_at"))
+        send(TELLING)
+        assert dict(Ticket.objects.values_list("platform", "due_at")) == due
+        assert set(Ticket.objects.values_list("wanted_version", flat=True)) == {2}
+
+    def test_is_looked_into_for_the_first_hundred_and_then_only_where_its_kind_is_named(self, send):
+        send(*[SPIKE] * 100)
+        send({"message": "out of memory"})
+        assert Incident.objects.get().cause_category == "bare"
+        send(TELLING)
+        assert Incident.objects.get().cause_category == "out_of_memory"
+
+    def test_reaches_an_incident_that_it_reopens(self, to, send, work, api):
+        [incident_id] = send(SPIKE)["incidents"]
+        api.post(f"/api/incidents/{incident_id}/resolve")
+        work()
+        later = (timezone.now() + timedelta(seconds=1)).isoformat()
+        assert send(TELLING | {"timestamp": later})["reopened"] == 1
+        assert Incident.objects.get().cause_category == "out_of_memory"
+        work(later=True)
+        assert not Ticket.objects.behind().exists()
+
+    def test_costs_two_questions_and_only_then(self, send):
+        def queries() -> int:
+            with CaptureQueriesContext(connection) as captured:
+                intake.accept([EVENT | TELLING], actor="local")
+            return len([q for q in captured if "SAVEPOINT" not in q["sql"] and "config_" not in q["sql"]])
+
+        intake.accept([EVENT | SPIKE], actor="local")
+        assert queries() == queries() + 2
 
 
 class TestAnAnswerThatIsNone:

@@ -24,7 +24,7 @@ from auditlog.models import Entry
 from config.changes import patch_anomaly
 from incidents import intake, lifecycle
 from incidents.models import Anomaly, DayCounter, Incident, SeenEvent, Ticket
-from tests.oracle import Fault, Oracle, Sent
+from tests.oracle import KINDS, Fault, Oracle, Sent
 from tests.refusals import MESSAGE, refusing
 
 pytestmark = pytest.mark.django_db
@@ -290,6 +290,10 @@ class World:
         for incident_id, fault in self.faults.items():
             assert _stored(mine[incident_id]) == _expected(fault, self.name)
 
+    def causes(self) -> list[str]:
+        told = Incident.objects.filter(service__startswith=f"{self.name}-").order_by("created_at", "number")
+        return [cause.replace(self.name, "w") for cause in told.values_list("root_cause", flat=True)]
+
     def compare_all(self) -> None:
         self.compare()
         anomalies = Anomaly.objects.filter(service__startswith=f"{self.name}-")
@@ -305,6 +309,7 @@ def _stored(incident: Incident) -> tuple:
         *(incident.service, incident.severity, incident.anomaly_count, incident.anomaly_score),
         *(incident.first_anomaly_at, incident.last_anomaly_at, incident.affected_services),
         *(incident.status, incident.resolved_at),
+        *(incident.cause_category, incident.evidence.get("message", ""), incident.trace_id),
     )
 
 
@@ -314,6 +319,7 @@ def _expected(fault: Fault, world: str) -> tuple:
         *(f"{world}-{fault.service}", fault.severity, fault.count, fault.score),
         *(fault.first, fault.last, affected),
         *("resolved" if fault.resolved_at else "open", fault.resolved_at),
+        *(KINDS[fault.says], fault.says, fault.trace),
     )
 
 
@@ -335,6 +341,8 @@ def events() -> st.SearchStrategy[Sent]:
         at=moments(),
         event_id=st.none() | st.integers(0, 30).map("e{}".format),
         affected=st.lists(st.sampled_from(["x", "y", "z"]), max_size=3).map(tuple),
+        says=st.sampled_from(["", "", "", *KINDS]),
+        trace=st.sampled_from(["", "t1", "t2"]),
     )
 
 
@@ -401,6 +409,7 @@ def test_a_stream_ends_the_same_however_it_is_cut_into_batches(stream, data):
     for world in (whole, parts, single):
         world.compare_all()
     assert whole.oracle.faults == parts.oracle.faults == single.oracle.faults
+    assert whole.causes() == parts.causes() == single.causes()
 
 
 @pytest.mark.parametrize("seed", range(3))

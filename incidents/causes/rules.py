@@ -24,6 +24,13 @@ class Finding:
 
     category: str
     text: str
+    kind: str  # the same, but BARE where there was nothing to tell it from
+
+
+# Which answers better evidence replaces, the weakest first. BARE: numbers alone, no words of the fault's own and
+# nothing that says where it began.
+BARE = "bare"
+WEAK = (BARE, "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +287,18 @@ def explain(
     advice = f"Look first at: {verdict.fault.check}{_pointer(trace_id, evidence)}."
     # Long names may cost the end of what was found, but never the advice.
     told = _cut("\n".join(line for line in found if line), MAX_FINDING - len(advice) - 1)
-    return Finding(verdict.fault.category, f"{told}\n{advice}")
+    return Finding(verdict.fault.category, f"{told}\n{advice}", _kind(verdict, evidence))
+
+
+def betters(kind: str, *, service: str, evidence: Evidence, thorough: bool = True) -> bool:
+    """Whether more can be told from this evidence than an answer of this kind does. A known kind is never bettered.
+
+    `thorough`: also where words have to be searched; otherwise only where the producer names a kind of fault.
+    """
+    if kind not in WEAK or not (thorough or _claim(evidence)[0]):
+        return False
+    found = _kind(_judge(_origin(service, evidence), evidence), evidence)
+    return found not in WEAK or WEAK.index(found) > WEAK.index(kind)
 
 
 # Deciding what kind of fault it is.
@@ -309,6 +327,11 @@ class _Verdict:
     def telling(self) -> list[_Said]:
         """The texts whose words give the verdict away."""
         return [said for said in self.said if said.fault is self.fault]
+
+
+def _kind(verdict: "_Verdict", evidence: Evidence) -> str:
+    bare = not (verdict.said or evidence.causal_chain or evidence.root_cause_service)
+    return BARE if verdict.fault is UNKNOWN and bare else verdict.fault.category
 
 
 def _judge(origin: str, evidence: Evidence) -> _Verdict:

@@ -32,10 +32,19 @@ def wanted(ticket: Ticket, shown: Level | None) -> tuple[Level, Notice]:
     notes = _notes(incident, after=shown.note if shown else 0)
     level = replace(
         moved_to(incident),
-        cause=hashlib.sha256(incident.root_cause.encode()).hexdigest()[:16] if incident.cause_model else "",
+        cause=_digest(incident.root_cause) if _cause_has_changed(incident) else "",
         note=max((number for number, _ in notes), default=shown.note if shown else 0),
     )
     return level, _notice(ticket, incident, tuple(note for _, note in notes))
+
+
+def _cause_has_changed(incident: Incident) -> bool:
+    """Whether it is another than the one that every ticket begins with."""
+    return bool(incident.cause_model) or incident.cause_at > incident.created_at
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def moved_to(incident: Incident) -> Level:
