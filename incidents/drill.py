@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from config.current import current
@@ -115,12 +115,19 @@ def end_due() -> None:
 
 
 def last() -> Incident | None:
-    return Incident.objects.filter(drill=True).order_by("-created_at").first()
+    return newest().first()
+
+
+def newest() -> QuerySet[Incident]:
+    return Incident.objects.filter(drill=True).order_by("-created_at")[:1]
 
 
 def last_proven() -> dict[str, datetime | None]:
+    return dict(proofs().values_list("platform", "proven"))
+
+
+def proofs() -> QuerySet[PlatformState]:
     """When each platform that was ever configured last accepted a ticket, of a drill or of a real fault."""
     accepted = Ticket.objects.filter(platform=OuterRef("platform"), created_remotely_at__isnull=False)
     latest = accepted.order_by(F("created_remotely_at").desc()).values("created_remotely_at")[:1]
-    rows = PlatformState.objects.annotate(proven=Subquery(latest))
-    return dict(rows.values_list("platform", "proven"))
+    return PlatformState.objects.annotate(proven=Subquery(latest)).order_by()

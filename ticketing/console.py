@@ -2,6 +2,7 @@
 
 from django.contrib.admin import AdminSite
 from django.contrib.auth.forms import AuthenticationForm
+from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -64,7 +65,8 @@ class Console(AdminSite):
         return super().login(request, (extra_context or {}) | landing)
 
     def index(self, request: HttpRequest, extra_context: dict | None = None) -> TemplateResponse:
-        told = overview.context(request.GET.get("days", "")) | {"problems": health.missing()}
+        problems = cache.get_or_set("problems", health.missing, 5)
+        told = overview.context(request.GET.get("days", "")) | {"problems": problems}
         return super().index(request, told | (extra_context or {}))
 
 

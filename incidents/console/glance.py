@@ -124,13 +124,14 @@ def _together(parts: list[QuerySet]) -> list[tuple]:
 
 
 def _late_read(rows: list[tuple]) -> listing.Late:
-    found = [(platform, incident, _moment(since)) for platform, incident, since, *_ in rows]
+    found = [(platform, incident, moment(since)) for platform, incident, since, *_ in rows]
     return listing.late_of(found)
 
 
-def _moment(text: str) -> datetime | None:
-    moment = datetime.fromisoformat(text) if text else None
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+def moment(text: str) -> datetime | None:
+    """A moment as the database wrote it; SQLite leaves its zone out."""
+    read = datetime.fromisoformat(text) if text else None
+    return read.replace(tzinfo=UTC) if read and read.tzinfo is None else read
 
 
 def _sparks_read(rows: list[tuple], now: datetime) -> dict[str, list[int]]:

@@ -41,6 +41,8 @@ def _context(days: str) -> dict:
             glance.told(services, "service", "service", "count"),
             glance.told(failing, "failing", "platform", Count("pk")),
             glance.enabled(),
+            glance.told(drill.proofs(), "proven", "platform", "proven"),
+            glance.told(drill.newest(), "drill", "id", "created_at"),
         ],
     )
     hourly = charts.hourly(now)
@@ -61,7 +63,7 @@ def _context(days: str) -> dict:
         "times": times,
         "times_cut": cut,
         "model": ModelHealth.objects.first(),
-        "drill": drill.last(),
+        "drill": next(({"pk": pk, "created_at": glance.moment(at)} for pk, at, *_ in seen.more["drill"]), None),
     }
 
 
@@ -88,7 +90,7 @@ def _platforms(now: datetime, seen: glance.Glance) -> list[dict]:
             ages.setdefault(platform, []).append(max(0.0, (arrived - opened).total_seconds()))
     failing = {platform: int(count) for platform, count, *_ in seen.more["failing"]}
     used = {platform for platform, *_ in seen.more["enabled"]}
-    proven = drill.last_proven()
+    proven = {platform: glance.moment(at) for platform, at, *_ in seen.more["proven"]}
     rows = []
     for name, platform in PLATFORMS.items():
         behind, since = seen.late.platforms.get(name, (0, None))
