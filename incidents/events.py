@@ -7,6 +7,7 @@ what cannot be stored is replaced, what is too long is cut, so that a strange lo
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -75,6 +76,9 @@ _WRITTEN_TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]+))?)?"
     r"(?:[Zz]|([+-])([0-9]{2}):?([0-9]{2}))?"
 )
+# Blanks, controls and what only directs or joins other characters; and letters that are drawn as nothing.
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe0e\ufe0f\uffa0")
 _TIME_ADVICE = "write it like 2024-03-01T15:30:00Z"
 _LOUD = frozenset({"ERROR", "ERR", "FATAL", "CRITICAL", "CRIT", "ALERT", "EMERG", "EMERGENCY", "PANIC", "SEVERE"})
 
@@ -275,8 +279,8 @@ def _refuse_unfit(name: str, value: str) -> None:
 
 
 def _time(item: dict, now: datetime) -> datetime:
-    name, value = _named(item, TIME)
-    if value is None or value == "":
+    name, value = _named({name: value for name in TIME if (value := item.get(name)) != ""}, TIME)
+    if value is None:
         return now
     if not isinstance(value, str):
         # A number says neither seconds nor milliseconds, and a wrong guess is off by decades.
@@ -336,12 +340,17 @@ def _told(safe: dict, names: tuple[str, ...], limit: int) -> str:
 
 def _title(safe: dict, evidence: Evidence, service: str) -> str:
     title = _told(safe, TITLE, MAX_TITLE)
-    if title.strip():
+    if _shows(title):
         return title
-    message = evidence.message.strip()
-    if message:
-        return message.splitlines()[0].rstrip()[:MAX_TITLE]
+    line = next(filter(_shows, evidence.message.splitlines()), "")
+    if line:
+        return line.strip()[:MAX_TITLE]
     return f"{evidence.anomaly_type or 'anomaly'} on {service}"[:MAX_TITLE]
+
+
+def _shows(text: str) -> bool:
+    """Whether there is anything in it that an eye can see."""
+    return any(unicodedata.category(one) not in _UNSEEN and one not in _FILLERS for one in text)
 
 
 def _affected(safe: dict) -> tuple[str, ...]:

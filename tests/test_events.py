@@ -213,6 +213,17 @@ def test_a_refused_score_is_called_by_the_name_it_was_sent_under():
     assert refusal(score=None, anomaly_score="high").startswith("anomaly_score must be a number")
 
 
+def test_of_several_times_an_empty_one_counts_as_absent():
+    moment = datetime(2026, 11, 24, 9, 15, 1, tzinfo=UTC)
+    assert event(detected_at="", timestamp="2026-11-24T09:15:01Z").at == moment
+    assert (
+        event(**{"detectedAt": None, "detected_at": "", "@timestamp": "2026-11-24T09:15:01Z", "timestamp": ""}).at
+        == moment
+    )
+    assert event(detected_at="", timestamp="").at == NOW
+    assert refusal(detected_at="", timestamp="soon").startswith("timestamp is not a time")
+
+
 # Severity
 
 
@@ -362,6 +373,9 @@ def test_a_text_of_the_wrong_type_is_refused_by_name(field):
         ("  ", "\n first \nsecond", "first"),
         (None, "one", "one"),
         (None, "  ", "crash on payment-api"),
+        ("\u200b\u2060 \ufeff", "\u200d\nfirst", "first"),
+        ("\u3164", "\u202e\u00ad", "crash on payment-api"),
+        ("\u200b!", "m", "\u200b!"),
         ("", 5, "crash on payment-api"),
     ],
 )
