@@ -272,13 +272,20 @@ def test_a_note_is_a_text_of_2000_characters(ask, incident_id, note):
 
 
 @pytest.mark.parametrize(
-    "extra", ['"actor": "user:eve"', '"acknowledgedAt": "2000-01-01T00:00:00Z"', '"id": "x"', '"status": "resolved"']
+    "name", ["notes", "Note", "actor", "acknowledgedAt", "id", "status", "", NUL, SURROGATE, "y" * 5000, "__class__"]
 )
-def test_a_move_takes_nothing_but_its_note(ask, incident_id, extra):
-    ask("POST", f"/api/incidents/{incident_id}/acknowledge", f"{{{extra}}}")
-    incident = Incident.objects.get()
-    assert (incident.pk, incident.status, incident.acknowledged_by) == (incident_id, "acknowledged", "key:admin-tests")
-    assert incident.acknowledged_at.year > 2000
+def test_what_a_move_does_not_know_is_named_and_nothing_moves(ask, incident_id, name):
+    before = rows()
+    for path, more in (
+        (f"{incident_id}/acknowledge", ""),
+        (f"{incident_id}/resolve", ""),
+        ("batch", f'"ids": ["{incident_id}"], "action": "resolve", '),
+    ):
+        reply = ask("POST", f"/api/incidents/{path}", f'{{{more}"note": "x", "{name}": "lost"}}')
+        assert reply.status == 400
+        [said] = reply.json()["errors"].values()
+        assert said == ("Unknown. Known are ids, action, note." if more else "Unknown. Known is note.")
+    assert (rows(), Incident.objects.get().status) == (before, "open")
 
 
 @pytest.mark.parametrize(
@@ -582,8 +589,9 @@ def test_an_address_that_may_not_be_reached_is_refused_when_it_is_set(ask, setti
 
 @pytest.fixture
 def settled(monkeypatch):
-    """The configuration is read once, not again after half a second."""
+    """The configuration and keys are read once, not again after half a second."""
     monkeypatch.setattr(current, "KEPT_SECONDS", 600)
+    monkeypatch.setattr(keys, "KEPT_SECONDS", 600)
 
 
 def statements(run) -> int:

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from django.utils import timezone
 
 from auditlog.models import Entry
 from config.current import DEFAULTS
+from incidents import lifecycle
 from incidents.models import Incident, Ticket
 from platforms.catalog import PLATFORMS
 
@@ -649,6 +651,30 @@ class TestTheList:
 
 
 class TestETags:
+    def test_that_of_the_list_changes_with_a_change_that_began_earlier(self, api, incident_id, send):
+        """Another incident was changed later, by its clock, and committed before."""
+        [other] = send({"service": "other"})["incidents"]
+        ahead = timezone.now() + timedelta(hours=1)
+        Incident.objects.filter(pk=other).update(updated_at=ahead, cause_at=ahead)
+        changes = [
+            lambda: lifecycle.move("acknowledge", [incident_id], actor="user:anna"),
+            lambda: lifecycle.move("escalate", [incident_id], actor="user:anna"),
+            lambda: lifecycle.move("acknowledge", [incident_id], actor="user:anna"),
+            lambda: lifecycle.move("resolve", [incident_id], actor="user:anna"),
+            lambda: lifecycle.move("reopen", [incident_id], actor="user:anna"),
+            lambda: send(),
+            lambda: send({"score": 9.9, "affectedServices": ["more"]}),
+            lambda: Incident.objects.filter(pk=incident_id).update(cause_at=ahead - timedelta(minutes=1)),
+            lambda: Incident.objects.filter(pk=other).update(anomaly_count=7),
+            lambda: Incident.objects.filter(pk=other).update(status="resolved"),
+        ]
+        for path in ("/api/incidents", "/api/incidents?limit=1", "/api/incidents?severity=critical"):
+            assert read(api, path, headers={"If-None-Match": read(api, path)["ETag"]}).status_code == 304
+        for number, change in enumerate(changes):
+            tag = read(api, "/api/incidents")["ETag"]
+            change()
+            assert read(api, "/api/incidents", headers={"If-None-Match": tag}).status_code == 200, number
+
     def test_what_is_unchanged_is_a_304_without_a_body(self, api, incident_id):
         for path in ("/api/incidents", "/api/incidents?limit=5", f"/api/incidents/{incident_id}"):
             first = read(api, path)

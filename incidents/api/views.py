@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 import orjson
-from django.db.models import Count, Max, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, StreamingHttpResponse
 from django.utils.http import parse_etags, urlencode
 from drf_spectacular.utils import (
@@ -99,6 +99,14 @@ def object_of(request: Request) -> dict:
     return body
 
 
+def _only(body: dict, *known: str) -> dict:
+    """The same body, refused where it holds what would be lost: a note under another name, say."""
+    if unknown := [name for name in body if name not in known]:
+        said = f"Unknown. Known {'are' if len(known) > 1 else 'is'} {', '.join(known)}."
+        raise ValidationError({name[:100]: said for name in unknown[:20]})
+    return body
+
+
 def _note(body: dict) -> str:
     note = body.get("note", "")
     if note is None:
@@ -164,7 +172,7 @@ class Incidents(ViewSet):
         order = filters.Order.read(params.get("ordering", ""))
         limit = filters.limit_of(params)
         incidents = filters.filtered(params, Incident.objects.all())
-        seen = incidents.order_by().aggregate(count=Count("pk"), updated=Max("updated_at"), caused=Max("cause_at"))
+        seen = filters.fingerprint(incidents)
         etag = _etag(request, *seen.values())
         if _has(request, etag):
             return Response(status=304, headers={"ETag": etag})
@@ -218,7 +226,7 @@ class Incidents(ViewSet):
 
     @action(detail=False, methods=["post"])
     def batch(self, request: Request) -> Response:
-        body = object_of(request)
+        body = _only(object_of(request), "ids", "action", "note")
         ids, name, note = _batch_ids(body), body.get("action"), _note(body)
         if not isinstance(name, str) or name not in ("acknowledge", "resolve", "escalate"):
             raise ValidationError({"action": "Must be one of acknowledge, resolve, escalate."})
@@ -241,10 +249,8 @@ def existing(incident_id: str) -> str:
 
 
 def _moved(name: str, incident_id: str, request: Request) -> Incident:
-    note = _note(object_of(request))
-    [result] = lifecycle.move(
-        name, [existing(incident_id)], actor=request.user.actor, note=note, request_id=request.id
-    )
+    note = _note(_only(object_of(request), "note"))
+    [result] = lifecycle.move(name, [existing(incident_id)], actor=request.user.actor, note=note, request_id=request.id)
     if isinstance(result, Moved):
         return result.incident
     if result.unknown:
