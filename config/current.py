@@ -42,6 +42,7 @@ class PlatformConfig:
     enabled: bool = False
     version_id: int | None = None
     settings: dict[str, str] = field(default_factory=dict, repr=False)
+    changed_at: datetime | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -167,4 +168,5 @@ def _platform_config(platform: Platform, state: PlatformState | None) -> Platfor
         enabled=state.enabled,
         version_id=state.version_id,
         settings=state.version.settings if state.version else {},
+        changed_at=state.changed_at,
     )

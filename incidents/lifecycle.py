@@ -15,11 +15,12 @@ from auditlog import models as auditlog
 from config.current import Current, current
 from incidents import wakeup
 from incidents.delivery.core import Level
-from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket, lease, subject
+from incidents.models import SEVERITY_RANK, Incident, ModelHealth, PlatformPause, Status, Ticket, lease, subject
 from incidents.times import timestamp
 from platforms.catalog import PLATFORMS
 
 LONGEST_NOTE = 2000
+LONGEST_ACTOR = 200
 MOVES_AT_ONCE = 1000
 RETRIED_AT_ONCE = 5000
 # How long tickets that people read at leisure wait for the model's answer, so that their first text carries it.
@@ -157,7 +158,7 @@ def move(
 def reopen_for_anomaly(incidents: Sequence[Incident], author: Author, *, now: datetime) -> None:
     """Resolved incidents that burn again, already locked by the intake."""
     who = {"actor": author.actor, "request_id": author.request_id}
-    _apply(MOVES["reopen"], incidents, **who, note="", why=" by a new anomaly", now=now)
+    _apply(MOVES["reopen"], incidents, **who, note="", why="new anomaly", now=now)
 
 
 def _decide(wanted: Move, incident_id: str, incident: Incident | None) -> Moved | Refused:
@@ -202,7 +203,7 @@ def _apply(
             incident.subject,
             wanted.past,
             actor=actor,
-            details=_details(wanted, incident, targets) + why,
+            details=_details(wanted, incident, targets) + (f" by a {why}" if why else ""),
             at=at,
             request_id=request_id,
             **{"from": incident.status, "to": wanted.leads_to.value},
@@ -211,7 +212,8 @@ def _apply(
         )
         for incident in incidents
     ]
-    changes = _changes(wanted, targets, actor=actor, at=at)
+    by = f"{actor[: LONGEST_ACTOR - len(why) - 3]} ({why})" if why else actor
+    changes = _changes(wanted, targets, actor=by, at=at)
     ids = [incident.pk for incident in incidents]
     Incident.objects.filter(pk__in=ids).update(**changes, updated_at=Greatest(F("updated_at"), Value(now)))
     for incident in incidents:
@@ -239,7 +241,7 @@ def _changes(wanted: Move, targets: list[str], *, actor: str, at: datetime) -> d
         # The incident begins anew; what was before stands in the audit.
         times = {f"{state}_at": None for state in ("acknowledged", "escalated", "resolved")}
         names = {f"{state}_by": "" for state in ("acknowledged", "escalated", "resolved")}
-        return {"status": Status.OPEN, "reopened_at": at, "escalated_to": [], **times, **names}
+        return {"status": Status.OPEN, "reopened_at": at, "reopened_by": actor, "escalated_to": [], **times, **names}
     changes = {"status": wanted.leads_to, f"{wanted.past}_at": at, f"{wanted.past}_by": actor}
     return changes | ({"escalated_to": targets} if wanted.name == "escalate" else {})
 
@@ -282,6 +284,17 @@ def cause_failed(incident_id: str, claim: int, *, error: str, again_in: float | 
     )
 
 
+def cause_improved(incident_ids: Sequence[str]) -> None:
+    """The rules came to know a cause, in a row that the intake holds and has written: tickets are brought up to date.
+
+    Those not tried yet go on waiting for the model. They want more like the others: an attempt may be under way.
+    """
+    if not incident_ids:
+        return
+    waiting = When(shown_version=0, attempts=0, due_at__isnull=False, then=F("due_at"))
+    tickets_want_more(incident_ids, due_at=Case(waiting, default=Now()))
+
+
 def ask_model_again(incident_id: str) -> bool:
     """The model is asked anew, however long ago the fault, once in a minute at most; the cause stays until it answers.
 
@@ -293,17 +306,6 @@ def ask_model_again(incident_id: str) -> bool:
     if asked:
         wakeup.wake("causes", {"incidents"})
     return bool(asked)
-
-
-def cause_improved(incident_ids: Sequence[str]) -> None:
-    """The rules came to know a cause, in a row that the intake holds and has written: tickets are brought up to date.
-
-    Those not tried yet go on waiting for the model. They want more like the others: an attempt may be under way.
-    """
-    if not incident_ids:
-        return
-    waiting = When(shown_version=0, attempts=0, due_at__isnull=False, then=F("due_at"))
-    tickets_want_more(incident_ids, due_at=Case(waiting, default=Now()))
 
 
 def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:
@@ -327,7 +329,8 @@ def _cause_settled(incident_id: str, claim: int, **changes: object) -> bool:
 
 
 def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: str = "") -> Ticket | None:
-    """Sends a ticket again now, whatever it waits for. `anew`: as a new record, where the old one is lost.
+    """Sends a ticket again now, whatever it waits for: a pause of its platform ends. `anew`: as a new record, where the
+    old one is lost. Since when it fails stays known.
 
     None where there is no such ticket.
     """
@@ -336,8 +339,7 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
         if ticket is None:
             return None
         # Asked for now, so it is not too old to be created, however old the fault.
-        changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "failing_since": None}
-        changes["created_at"] = timezone.now()
+        changes: dict = {"due_at": Now(), "parked_at": None, "attempts": 0, "created_at": timezone.now()}
         if ticket.differs and not anew:
             changes |= _as_seen(ticket)
         if anew:
@@ -371,6 +373,7 @@ def retry_ticket(ticket_id: int, *, actor: str, anew: bool = False, request_id: 
                 )
             ]
         )
+        PlatformPause.objects.end(ticket.platform)
         wakeup.wake("tickets", {ticket.platform})
     ticket.refresh_from_db()
     return ticket
@@ -387,19 +390,23 @@ def _as_seen(ticket: Ticket) -> dict:
 
 def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[int]:
     """Sends all of a platform's tickets that fail or were given up again now: the oldest, 5,000 at most, in a constant
-    number of queries. Returns their numbers.
+    number of queries. Returns their numbers. A pause of the platform ends, so that what merely waits for it goes too.
     """
+    label = PLATFORMS[platform].label
     with transaction.atomic():
         # Whoever holds one this moment makes it due, or notes what came of it: waiting for them could end in a circle.
         rows = Ticket.objects.failing().filter(platform=platform).select_for_update(skip_locked=True)
         found = dict(rows.order_by("created_at").values_list("pk", "incident_id")[:RETRIED_AT_ONCE])
+        now = timezone.now()
+        about = {"actor": actor, "at": now, "request_id": request_id}
+        if PlatformPause.objects.end(platform):
+            details = f"{label}: asked again at once, its pause is over"
+            auditlog.write([auditlog.entry(f"platform:{platform}", "pause ended", details=details, **about)])
+            wakeup.wake("tickets", {platform})
         if not found:
             return []
-        now = timezone.now()
-        changes = {"due_at": Now(), "parked_at": None, "attempts": 0, "failing_since": None, "created_at": now}
+        changes = {"due_at": Now(), "parked_at": None, "attempts": 0, "created_at": now}
         Ticket.objects.filter(pk__in=found).update(**changes)
-        about = {"actor": actor, "at": now, "request_id": request_id}
-        label = PLATFORMS[platform].label
         said = f"{len(found):,} failed ticket{'' if len(found) == 1 else 's'} to be sent again"
         auditlog.write(
             [

@@ -5,11 +5,11 @@ from datetime import timedelta
 from typing import Self
 
 from django.db import models
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from config.models import PlatformVersion
+from config.models import PlatformState, PlatformVersion
 
 
 class Severity(models.TextChoices):
@@ -96,6 +96,7 @@ class Incident(models.Model):
     resolved_at = models.DateTimeField(null=True)
     resolved_by = models.CharField(max_length=200, blank=True)
     reopened_at = models.DateTimeField(null=True)
+    reopened_by = models.CharField(max_length=200, blank=True)
 
     root_cause = models.TextField(blank=True)
     fallback = models.BooleanField(default=True)  # the rules' answer stands
@@ -255,7 +256,7 @@ class Ticket(models.Model):
 
     wanted_version = models.PositiveIntegerField(default=1)
     shown_version = models.PositiveIntegerField(default=0)
-    shown = models.JSONField(default=dict)  # the level last accepted: delivery.levels.Level
+    shown = models.JSONField(default=dict)  # the level last accepted: delivery.core.Level
     shown_at = models.DateTimeField(null=True)
     # The level at which the platform says that somebody put its record, and the wanted version that came of it: newer
     # than `shown` while that version is. No attempt writes them, so none that is under way can overwrite them.
@@ -333,13 +334,31 @@ class Ticket(models.Model):
         return base if self.generation == 1 else f"{base}-{self.generation}"
 
 
+class PlatformPauseQuerySet(models.QuerySet):
+    def in_force(self) -> Self:
+        """Those for which a platform is left alone now. A change of its settings, or enabling it, has ended others."""
+        return self.filter(IN_FORCE)
+
+    def end(self, platform: str) -> bool:
+        """The platform is asked again at once. Whether it was left alone."""
+        return bool(self.in_force().filter(platform=platform).update(until=Now()))
+
+
+CHANGED_AT = PlatformState.objects.filter(platform=OuterRef("platform")).values("changed_at")
+IN_FORCE = Q(until__gt=Now()) & (Q(settings_at=None) | Q(settings_at=Subquery(CHANGED_AT)))
+
+
 class PlatformPause(models.Model):
     """Until when a platform is left alone: it said 429, or failed so often that its breaker opened."""
 
     platform = models.CharField(max_length=20, primary_key=True)
     until = models.DateTimeField()
     reason = models.CharField(max_length=500)
+    asked = models.BooleanField(default=False)  # the platform asked for it; else its breaker opened
+    settings_at = models.DateTimeField(null=True)  # the change of settings that was in force: the next one ends it
     failures = models.PositiveIntegerField(default=0)  # in a row, over all tickets
+
+    objects = PlatformPauseQuerySet.as_manager()
 
 
 class ModelHealth(models.Model):

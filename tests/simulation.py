@@ -201,7 +201,7 @@ class World:
     def send_again(self) -> None:
         """What an operator does about a ticket that was given up."""
         self.incident.asked_at = self.now
-        self.ticket.row = replace(self.ticket.row, attempts=0, failing_since=None)
+        self.ticket.row = replace(self.ticket.row, attempts=0)
         self.ticket.due_at, self.ticket.parked = self.now, False
 
     # --- An attempt, as in `attempts`

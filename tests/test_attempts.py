@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
+from config.current import current
 from incidents import lifecycle
 from incidents.delivery import attempts, lanes
 from incidents.delivery.attempts import attempt_next
@@ -250,7 +251,7 @@ class TestTheBreaker:
         work()
         PlatformPause.objects.update(reason="first")
         pause = self.failures().until
-        attempts._note_failure(PLATFORMS["slack"], 0, PlatformError("429", pause=True, retry_after=1), 1.0)
+        attempts._note_failure(current().platforms["slack"], 0, PlatformError("429", pause=True, retry_after=1), 1.0)
         assert self.failures().until == pause
 
 

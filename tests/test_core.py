@@ -245,6 +245,12 @@ class TestFailing:
             paused = answered(row(SLACK, attempts=4), PlatformError("429", pause=True, retry_after=told))
             assert (paused.pause_platform, paused.attempts, paused.wait_seconds) == (rest, 3, 0)
 
+    def test_where_people_are_paged_it_rests_for_a_minute_at_most(self):
+        hour = PlatformError("429", pause=True, retry_after=3600.0)
+        assert answered(row(KEYED), hour).pause_platform == core.LONGEST_PAUSE_PAGING == 60
+        assert answered(row(SLACK), hour).pause_platform == 3600
+        assert answered(row(KEYED), PlatformError("503", retry_after=3600.0)).wait_seconds == 60
+
     def test_a_poison_ticket_parks_where_the_platform_serves_others(self):
         poison = row(KEYED, attempts=core.POISON_ATTEMPTS)
         assert answered(poison, PlatformError("500"), serves_others=True).parked
@@ -256,8 +262,11 @@ class TestFailing:
         assert request(killer) is None
 
     def test_an_update_that_failed_for_a_day_parks(self):
-        old = row(KEYED, RESOLVED, remote=REMOTE, shown=OPEN, failing_since=NOW - core.GIVE_UP_UPDATING - seconds(1))
+        began = NOW - core.GIVE_UP_UPDATING - seconds(1)
+        old = row(KEYED, RESOLVED, remote=REMOTE, shown=OPEN, failing_since=began, written_at=began)
         assert answered(old, PlatformError("500"), serves_others=False).parked
+        again = answered(replace(old, written_at=NOW), PlatformError("500"), serves_others=False)
+        assert (again.parked, again.failing_since) == (False, began), "somebody has asked for it anew"
 
     def test_a_closed_record_is_followed_by_another_in_an_attempt_of_its_own(self):
         closed = row(SERVICENOW, REOPENED, remote=REMOTE, shown=RESOLVED)

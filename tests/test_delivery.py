@@ -157,6 +157,23 @@ class TestAPlatformThatFails:
         assert len(standins.slack.messages) == 2 or Ticket.objects.get().may_be_doubled
 
 
+class TestWhoReopenedIt:
+    def test_is_told_whoever_it_was(self, connect, api, send, work):
+        standins = connect("slack")
+        [incident_id] = send()["incidents"]
+        work()
+        for expected, reopen in (
+            ("key:admin-tests", lambda: move(api, incident_id, "reopen")),
+            ("key:admin-tests (new anomaly)", send),
+        ):
+            move(api, incident_id, "resolve")
+            work()
+            reopen()
+            work()
+            assert api.get(f"/api/incidents/{incident_id}").json()["reopenedBy"] == expected
+            assert f"Reopened by {expected}." in str(standins.slack.messages[-1])
+
+
 class TestANote:
     def test_goes_with_its_own_move(self, connect, api, send, work, monkeypatch):
         """A resolve that comes while an acknowledge is told: its note is not told with the acknowledge."""

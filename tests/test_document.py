@@ -722,8 +722,8 @@ class TestFieldsBesideTheDocumented:
         "firstAnomalyAt", "lastAnomalyAt", "rootCause", "fallback", "drill",
     }  # fmt: skip
     DETAIL = {
-        "description", "environment", "tenantId", "escalatedBy", "escalatedTo", "reopenedAt", "rootCauseModel",
-        "rootCauseError", "evidence", "tickets", "anomalies", "otherOpenIncidents",
+        "description", "environment", "tenantId", "escalatedBy", "escalatedTo", "reopenedAt", "reopenedBy",
+        "rootCauseModel", "rootCauseError", "evidence", "tickets", "anomalies", "otherOpenIncidents",
     }  # fmt: skip
 
     def test_the_list_has_the_promised_ones(self, api, incident_id):

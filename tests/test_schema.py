@@ -149,9 +149,9 @@ def written(everywhere, api, send, work) -> dict:
     anomalies = list(Anomaly.objects.filter(incident=incident))
     return {
         shapes.incident_json: [shapes.incident_json(one) for one in (incident, *others)],
-        shapes.ticket_json: [shapes.ticket_json(one, current()) for one in Ticket.objects.all()],
+        shapes.ticket_json: [shapes.ticket_json(one, current(), shapes.pauses()) for one in Ticket.objects.all()],
         shapes.anomaly_json: [shapes.anomaly_json(one) for one in anomalies],
-        shapes.detail_json: [shapes.detail_json(incident, current(), anomalies, others)],
+        shapes.detail_json: [shapes.detail_json(incident, current(), anomalies, others, shapes.pauses())],
     }
 
 

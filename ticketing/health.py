@@ -15,7 +15,8 @@ from rest_framework.views import APIView
 
 from config import rotation
 from incidents.console import listing
-from incidents.models import Pulse
+from incidents.delivery.states import pause_in_words
+from incidents.models import PlatformPause, Pulse, Ticket
 from incidents.times import timestamp
 from platforms.catalog import PLATFORMS
 from ticketing.access import nobody
@@ -47,11 +48,14 @@ def missing() -> list[str]:
 
 def late() -> list[str]:
     """What does not arrive, since when and why: a line per platform. It makes nothing less ready to take in more."""
-    rows = listing.late_tickets(timezone.now()).order_by().values("platform")
+    enabled, resting = listing.enabled_platforms().values("platform"), PlatformPause.objects.in_force()
+    waiting = Ticket.objects.behind().filter(platform__in=resting.values("platform")).filter(platform__in=enabled)
+    rows = (listing.late_tickets(timezone.now()) | waiting).order_by().values("platform")
     # One of the reasons will do: what fails at a platform mostly fails for the same.
     rows = rows.annotate(number=Count("pk"), since=Min(Coalesce("failing_since", "due_at")), why=Max("last_error"))
     try:
         found = list(rows.order_by("platform"))
+        pauses = {pause.platform: pause_in_words(pause) for pause in resting}
     except (DatabaseError, InterfaceError):
         connection.close()
         return []  # `missing` says so
@@ -59,7 +63,8 @@ def late() -> list[str]:
     for row in found:
         many = "1 ticket is" if row["number"] == 1 else f"{row['number']:,} tickets are"
         since = f" since {timestamp(row['since'])}" if row["since"] else ""
-        why = f": {row['why']}" if row["why"] else "."
+        reason = pauses.get(row["platform"]) or row["why"]
+        why = f": {reason}" if reason else "."
         said.append(f"{PLATFORMS[row['platform']].label}: {many} behind{since}{why}")
     return said
 

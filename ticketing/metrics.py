@@ -22,7 +22,7 @@ from config.current import current
 from incidents import drill
 from incidents.counters import COUNTED, Metric
 from incidents.delivery.attempts import BREAKER_OPENS_AT
-from incidents.models import Counter, Incident, ModelHealth, PlatformPause, Pulse, Severity, Status, Ticket
+from incidents.models import IN_FORCE, Counter, Incident, ModelHealth, PlatformPause, Pulse, Severity, Status, Ticket
 from platforms.catalog import PLATFORMS
 from ticketing import health
 
@@ -184,9 +184,9 @@ def _platforms() -> Iterator[Level]:
     proven, now = drill.last_proven(), timezone.now()
     for name in PLATFORMS:
         yield PROVEN_AGE, _age(at, now) if (at := proven.get(name)) else inf, {"platform": name}
-    for pause in PlatformPause.objects.annotate(now=Now()):
+    for pause in PlatformPause.objects.annotate(in_force=IN_FORCE):
         labels = {"platform": pause.platform}
-        yield PAUSED, pause.until > pause.now, labels
+        yield PAUSED, pause.in_force, labels
         yield FAILURES, pause.failures, labels
         yield BREAKER, pause.failures >= BREAKER_OPENS_AT, labels
 

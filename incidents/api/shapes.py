@@ -2,12 +2,14 @@
 times as fast on long lists, write it. A test holds the two together.
 """
 
+from collections.abc import Mapping
+
 from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from config.current import Current
 from incidents.delivery.states import difference, state_of
-from incidents.models import Anomaly, Incident, Severity, Status, Ticket
+from incidents.models import Anomaly, Incident, PlatformPause, Severity, Status, Ticket
 from incidents.times import timestamp
 from platforms.catalog import PLATFORMS
 
@@ -40,7 +42,17 @@ def incident_json(incident: Incident) -> dict:
     }
 
 
-def detail_json(incident: Incident, config: Current, anomalies: list[Anomaly], others: list[Incident]) -> dict:
+Pauses = Mapping[str, PlatformPause]
+
+
+def pauses() -> Pauses:
+    """Those in force, by platform: read once for all the tickets of an answer."""
+    return PlatformPause.objects.in_force().in_bulk()
+
+
+def detail_json(
+    incident: Incident, config: Current, anomalies: list[Anomaly], others: list[Incident], resting: Pauses
+) -> dict:
     """One incident with all there is to know: evidence, tickets, recent anomalies, what else burns in the service."""
     return incident_json(incident) | {
         "description": incident.description,
@@ -49,17 +61,20 @@ def detail_json(incident: Incident, config: Current, anomalies: list[Anomaly], o
         "escalatedBy": incident.escalated_by or None,
         "escalatedTo": incident.escalated_to,
         "reopenedAt": timestamp(incident.reopened_at),
+        "reopenedBy": incident.reopened_by or None,
         "rootCauseModel": incident.cause_model or None,
         "rootCauseError": incident.cause_error or None,
         "evidence": incident.evidence,
-        "tickets": [ticket_json(ticket, config) for ticket in incident.tickets.all()],
+        "tickets": [ticket_json(ticket, config, resting) for ticket in incident.tickets.all()],
         "anomalies": [anomaly_json(anomaly) for anomaly in anomalies],
         "otherOpenIncidents": [other.pk for other in others],
     }
 
 
-def ticket_json(ticket: Ticket, config: Current) -> dict:
-    state = state_of(ticket, enabled=config.platforms[ticket.platform].enabled)
+def ticket_json(ticket: Ticket, config: Current, resting: Pauses) -> dict:
+    """`resting`: the pauses in force."""
+    enabled = config.platforms[ticket.platform].enabled
+    state = state_of(ticket, enabled=enabled, pause=resting.get(ticket.platform))
     return {
         "id": ticket.pk,
         "incidentId": ticket.incident_id,
@@ -157,6 +172,7 @@ class IncidentDetailSerializer(IncidentSerializer):
     escalatedBy = serializers.CharField(allow_null=True)
     escalatedTo = serializers.ListField(child=serializers.CharField())
     reopenedAt = Moment(allow_null=True)
+    reopenedBy = serializers.CharField(allow_null=True)
     rootCauseModel = serializers.CharField(allow_null=True)
     rootCauseError = serializers.CharField(allow_null=True)
     evidence = serializers.DictField()

@@ -52,7 +52,8 @@ class Tickets(APIView):
         if platform := params.get("platform"):
             rows = rows.filter(platform=_choice(platform, "platform", tuple(PLATFORMS)))
         found = rows.select_related("incident").order_by("created_at", "pk")[: _limit(params.get("limit"))]
-        return Response([shapes.ticket_json(ticket, config) for ticket in found])
+        resting = shapes.pauses()
+        return Response([shapes.ticket_json(ticket, config, resting) for ticket in found])
 
 
 def _in_state(state: str, config: Current) -> QuerySet[Ticket]:
@@ -93,7 +94,8 @@ class RetryTickets(APIView):
         summary="Send tickets again now, whatever they wait for",
         description=(
             "Those that `ids` names; those of `incidentId` that are behind; or all of a `platform` that failed, the "
-            f"oldest {lifecycle.RETRIED_AT_ONCE:,} of them at most. `tickets` shows {MOST_NAMED} at most."
+            f"oldest {lifecycle.RETRIED_AT_ONCE:,} of them at most. A platform that we were to leave alone for a while "
+            f"is asked again at once, whether or not anything failed there. `tickets` shows {MOST_NAMED} at most."
         ),
         request=shapes.RetryRequestSerializer,
         responses={200: shapes.RetryResponseSerializer} | UNKNOWN,
@@ -113,9 +115,9 @@ class RetryTickets(APIView):
         else:
             again = [lifecycle.retry_ticket(ticket_id, **who) for ticket_id in _tickets_named(body)]
             retried = [ticket.pk for ticket in again if ticket]
-        config = current()
+        config, resting = current(), shapes.pauses()
         shown = Ticket.objects.filter(pk__in=retried[:MOST_NAMED]).select_related("incident").order_by("pk")
-        told = [shapes.ticket_json(ticket, config) for ticket in shown]
+        told = [shapes.ticket_json(ticket, config, resting) for ticket in shown]
         return Response({"retried": len(retried), "tickets": told})
 
 

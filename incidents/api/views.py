@@ -197,7 +197,8 @@ class Incidents(ViewSet):
             raise Http404(f"There is no incident {id}.")
         anomalies = incident.anomalies.defer("payload").order_by("-id")[:RECENT_ANOMALIES]
         others = Incident.objects.active().filter(service=incident.service).exclude(pk=incident.pk).newest_first()
-        body = shapes.detail_json(incident, current(), list(anomalies), list(others.only("pk")[:OTHER_INCIDENTS]))
+        others = list(others.only("pk")[:OTHER_INCIDENTS])
+        body = shapes.detail_json(incident, current(), list(anomalies), others, shapes.pauses())
         etag = _etag(request, body)  # of all that is shown: it comes from four tables
         if _has(request, etag):
             return Response(status=304, headers={"ETag": etag})

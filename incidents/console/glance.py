@@ -16,7 +16,7 @@ from django.db.models.functions import Cast, Coalesce, Concat, Substr
 
 from config.models import PlatformState
 from incidents.console import listing
-from incidents.models import Anomaly, Incident, Status, Ticket
+from incidents.models import Anomaly, Incident, PlatformPause, Status, Ticket
 
 FORGOTTEN = timedelta(minutes=15)
 SPARK = timedelta(minutes=60)
@@ -46,7 +46,7 @@ def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[Q
     a version that knows them. `more`: further parts, as `told` makes them."""
     parts = [_counts(now), _late(now), *more]
     if rows is not None:
-        parts += [*_of_rows(rows), _sparks(rows, now), enabled()]
+        parts += [*_of_rows(rows), _sparks(rows, now), enabled(), _pauses()]
     found = _together(parts)
     by_kind: dict[str, list[tuple]] = defaultdict(list)
     for kind, *texts in found:
@@ -106,6 +106,10 @@ def _sparks(rows: QuerySet[Incident], now: datetime) -> QuerySet:
 
 def enabled() -> QuerySet:
     return told(PlatformState.objects.filter(enabled=True).order_by(), "enabled", "platform")
+
+
+def _pauses() -> QuerySet:
+    return told(PlatformPause.objects.in_force().order_by(), "pause", "platform", "until", "reason")
 
 
 def _together(parts: list[QuerySet]) -> list[tuple]:

@@ -6,13 +6,13 @@ Nothing here counts or sorts all incidents: pages begin behind a row, and counts
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Exists, F, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery
 from django.http import QueryDict
 from django.utils import timezone
 from django.utils.http import urlencode
 
 from config.models import PlatformState
-from incidents.models import Incident, Severity, Status, Ticket, severity_rank
+from incidents.models import Incident, PlatformPause, Severity, Status, Ticket, severity_rank
 from platforms.catalog import PLATFORMS
 
 PAGE_SIZE = 50
@@ -139,9 +139,12 @@ def late_tickets(now: datetime) -> QuerySet:
 
 
 def with_tickets(incidents: QuerySet) -> QuerySet:
-    """Each incident's tickets in one further query; each ticket tells whether its platform is `enabled`."""
+    """Each incident's tickets in one further query; each ticket tells whether its platform is `enabled`, and of the
+    pause that is in force there."""
     states = enabled_platforms().filter(platform=OuterRef("platform"))
-    tickets = Ticket.objects.annotate(enabled=Exists(states)).defer("shown", "remote_data")
+    pause = PlatformPause.objects.in_force().filter(platform=OuterRef("platform"))
+    said = {f"pause_{name}": Subquery(pause.values(name)) for name in ("until", "reason", "asked")}
+    tickets = Ticket.objects.annotate(enabled=Exists(states), **said).defer("shown", "remote_data")
     return incidents.prefetch_related(Prefetch("tickets", tickets.order_by("pk")))
 
 

@@ -13,7 +13,7 @@ from incidents.console import charts, listing
 from incidents.delivery.states import TicketState, difference, state_of
 from incidents.events import Evidence
 from incidents.lifecycle import MOVES
-from incidents.models import Anomaly, Incident, Status, Ticket
+from incidents.models import Anomaly, Incident, PlatformPause, Status, Ticket
 from incidents.templatetags.console import span
 from platforms.catalog import PLATFORMS
 
@@ -84,9 +84,16 @@ def ticket_lines(incident: Incident) -> list[TicketLine]:
     lines = []
     for name, platform in PLATFORMS.items():
         if ticket := by_platform.get(name):
-            state = state_of(ticket, enabled=ticket.enabled)
+            state = state_of(ticket, enabled=ticket.enabled, pause=_pause(ticket))
             lines.append(TicketLine(ticket, platform.label, state, difference(ticket)))
     return lines
+
+
+def _pause(ticket: Ticket) -> PlatformPause | None:
+    if ticket.pause_until is None:
+        return None
+    said = {"until": ticket.pause_until, "reason": ticket.pause_reason, "asked": ticket.pause_asked}
+    return PlatformPause(platform=ticket.platform, **said)
 
 
 def moves(incident: Incident) -> list[tuple[str, bool]]:

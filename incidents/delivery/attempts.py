@@ -50,7 +50,7 @@ def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> b
     """
     config = current().platforms[platform]
     pause = PlatformPause.objects.filter(platform=platform).annotate(now=Now()).first()
-    if not config.enabled or config.missing or (pause and pause.until > pause.now):
+    if not config.enabled or config.missing or _rests(pause, config):
         return False
     times = PAGING if config.platform.pages else OTHER
     started = clock()
@@ -62,6 +62,11 @@ def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> b
     failures = pause.failures if pause else 0
     _Attempt(ticket, config, started, times, failures).run(predecessor_died=predecessor_died)
     return True
+
+
+def _rests(pause: PlatformPause | None, config: PlatformConfig) -> bool:
+    """Whether the platform is to be left alone: not for what another state of its settings was told."""
+    return bool(pause and pause.until > pause.now and pause.settings_at in (None, config.changed_at))
 
 
 def _claim(platform: str, times: Times) -> tuple[Ticket, bool] | None:
@@ -92,6 +97,7 @@ class _Attempt:
     def __init__(self, ticket: Ticket, config: PlatformConfig, started: float, times: Times, failures: int) -> None:
         self.ticket = ticket
         self.began = clock()
+        self.config = config
         self.platform = config.platform
         self.failures = failures
         self.version_id, self.settings = credentials(ticket, config)
@@ -179,7 +185,7 @@ class _Attempt:
         elif row.parked:
             log.error("Ticket given up until somebody acts: %s", row.last_error, extra=self.ids)
         if isinstance(answered, PlatformError):
-            _note_failure(self.platform, self.failures, answered, row.pause_platform)
+            _note_failure(self.config, self.failures, answered, row.pause_platform)
         elif self.failures and self.caller.accepted:
             PlatformPause.objects.filter(platform=self.platform.name, failures__gt=0).update(failures=0)
 
@@ -254,10 +260,11 @@ def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.R
     )
 
 
-def _note_failure(platform: Platform, failures: int, error: PlatformError, pause_seconds: float | None) -> None:
+def _note_failure(config: PlatformConfig, failures: int, error: PlatformError, pause_seconds: float | None) -> None:
     """The platform's own state: left alone after a 429, and for a moment after failures in a row (its breaker)."""
     if error.recreate or (error.permanent and pause_seconds is None):
         return
+    platform, asked = config.platform, pause_seconds is not None
     PlatformPause.objects.bulk_create([PlatformPause(platform=platform.name, until=Now())], ignore_conflicts=True)
     row = PlatformPause.objects.filter(platform=platform.name)
     if pause_seconds is None:
@@ -265,7 +272,9 @@ def _note_failure(platform: Platform, failures: int, error: PlatformError, pause
         pause_seconds = _break(platform, failures + 1)
     if pause_seconds:
         # Another attempt may have been told of a longer rest.
-        row.update(until=Greatest(F("until"), lease(pause_seconds)), reason=error.message[:500])
+        same = When(settings_at=config.changed_at, then=Greatest(F("until"), lease(pause_seconds)))
+        until = Case(same, default=lease(pause_seconds), output_field=DateTimeField())
+        row.update(until=until, reason=error.message[:500], asked=asked, settings_at=config.changed_at)
 
 
 def _break(platform: Platform, failures: int) -> float:

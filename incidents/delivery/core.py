@@ -19,6 +19,8 @@ BETWEEN_LOOKS = timedelta(seconds=2)
 PAGING_RETRY = (1, 2, 4, 8, 15, 30)  # seconds; the last one repeats
 OTHER_RETRY = (2, 5, 15, 30, 60, 120, 300)
 PAUSE_WITHOUT_HINT = 30.0
+# However long a platform that wakes people asks us to wait, it is asked again by then: silence costs more.
+LONGEST_PAUSE_PAGING = 60.0
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,12 @@ def _after_error(row: Row, request: Request, error: PlatformError, now: datetime
     if error.permanent:
         return replace(row, parked=True)
     if error.pause:
-        seconds = PAUSE_WITHOUT_HINT if error.retry_after is None else max(0.5, error.retry_after)
+        seconds = PAUSE_WITHOUT_HINT if error.retry_after is None else max(0.5, _asked_for(row, error.retry_after))
         return replace(row, wait_seconds=0.0, pause_platform=seconds, attempts=row.attempts - 1)
     if row.attempts >= POISON_ATTEMPTS and serves_others:
         return replace(row, parked=True)
-    if row.remote is not None and now - row.failing_since > GIVE_UP_UPDATING:
+    # Who sends it again, or escalates, asks for it anew.
+    if row.remote is not None and now - max(row.failing_since, row.written_at) > GIVE_UP_UPDATING:
         return replace(row, parked=True)
     return replace(row, wait_seconds=_retry_after(row, error, now))
 
@@ -274,8 +277,12 @@ def _retry_after(row: Row, error: PlatformError, now: datetime) -> float:
     schedule = PAGING_RETRY if row.traits.pages else OTHER_RETRY
     wait = float(schedule[min(max(row.attempts, 1), len(schedule)) - 1])
     if error.retry_after is not None:
-        wait = max(wait, error.retry_after)
+        wait = max(wait, _asked_for(row, error.retry_after))
     return wait
+
+
+def _asked_for(row: Row, seconds: float) -> float:
+    return min(seconds, LONGEST_PAUSE_PAGING) if row.traits.pages else seconds
 
 
 def _doubtful(row: Row, now: datetime) -> Row:

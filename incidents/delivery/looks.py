@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from config.changes import egress
 from config.current import PlatformConfig, current
 from incidents.delivery.attempts import credentials
-from incidents.models import Incident, PlatformPause, Pulse, Status, Ticket, lease
+from incidents.models import IN_FORCE, Incident, PlatformPause, Pulse, Status, Ticket, lease
 from platforms.catalog import PLATFORMS
 from platforms.contract import Category, PlatformError, Remote, Seen
 from platforms.http import Caller
@@ -64,7 +64,7 @@ def _look(name: str) -> bool:
 
 
 def _gives_way(name: str) -> bool:
-    resting = PlatformPause.objects.filter(Q(until__gt=Now()) | Q(failures__gt=0), platform=name)
+    resting = PlatformPause.objects.filter(IN_FORCE | Q(failures__gt=0), platform=name)
     return resting.exists() or Ticket.objects.due(name).exists()
 
 

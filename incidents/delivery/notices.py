@@ -8,7 +8,7 @@ from django.conf import settings
 
 from incidents.delivery.core import Level, moved_there
 from incidents.lifecycle import audit_of
-from incidents.models import Incident, Ticket
+from incidents.models import Incident, Status, Ticket
 from platforms.contract import Note, Notice
 
 MOVES = ("acknowledged", "escalated", "resolved", "reopened")
@@ -91,10 +91,15 @@ def _notice(ticket: Ticket, incident: Incident, notes: tuple[Note, ...]) -> Noti
         opened_at=incident.created_at,
         environment=incident.environment,
         trace_id=incident.trace_id,
-        actor=getattr(incident, f"{incident.status}_by", ""),
+        actor=_actor(incident),
         notes=notes,
         previous_link=ticket.previous_links[-1] if ticket.previous_links else "",
     )
+
+
+def _actor(incident: Incident) -> str:
+    """Who brought it into its state: an incident that never moved was opened by nobody in particular."""
+    return incident.reopened_by if incident.status == Status.OPEN else getattr(incident, f"{incident.status}_by")
 
 
 def needed_since(ticket: Ticket) -> datetime:
