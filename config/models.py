@@ -3,9 +3,18 @@
 from datetime import datetime
 
 from django.db import models
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from config.fields import Secrets, SecretsField
+
+
+class PlatformVersionQuerySet(models.QuerySet):
+    def replaced(self, before: datetime) -> "PlatformVersionQuerySet":
+        """Those that gave way to a newer one before this moment."""
+        versions = PlatformVersion.objects.filter(platform=OuterRef("platform"), number__gt=OuterRef("number"))
+        states = PlatformState.objects.filter(version=OuterRef("pk"))
+        return self.filter(Exists(versions.filter(created_at__lt=before)), ~Exists(states))
 
 
 class PlatformVersion(models.Model):
@@ -16,6 +25,8 @@ class PlatformVersion(models.Model):
     values = models.JSONField(default=dict)
     secrets = SecretsField(default=Secrets)
     created_at = models.DateTimeField(default=timezone.now)
+
+    objects = PlatformVersionQuerySet.as_manager()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["platform", "number"], name="one_number_per_platform")]

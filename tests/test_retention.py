@@ -6,7 +6,9 @@ import pytest
 from django.utils import timezone
 
 from auditlog.models import Entry
-from incidents import intake, retention
+from config.changes import patch_platforms
+from config.models import PlatformState, PlatformVersion
+from incidents import intake, lifecycle, retention
 from incidents.models import Anomaly, Incident, Pulse, SeenEvent, Ticket
 
 pytestmark = pytest.mark.django_db
@@ -92,3 +94,72 @@ def test_the_pulse_of_what_no_longer_runs_is_forgotten():
     Pulse.objects.create(name="beat", at=now)
     retention.prune()
     assert list(Pulse.objects.values_list("name", flat=True)) == ["beat"]
+
+
+class TestReplacedSettings:
+    """What a platform was configured with once, secrets and all."""
+
+    @pytest.fixture(autouse=True)
+    def replaced(self, connect):
+        """PagerDuty's key was replaced a day ago, after an incident was opened; the older key has gone before it."""
+        connect("pagerduty")
+        patch_platforms({"pagerduty": {"routingKey": "0" * 32}}, actor="system")
+        take({"eventId": "e"})
+        patch_platforms({"pagerduty": {"routingKey": "1" * 32}}, actor="system")
+        self.age(timedelta(days=1))
+
+    def age(self, by: timedelta) -> None:
+        PlatformVersion.objects.update(created_at=timezone.now() - by)
+
+    def resolve(self, ago: timedelta) -> None:
+        lifecycle.move("resolve", [Incident.objects.get().pk], actor="user:anna")
+        Incident.objects.update(resolved_at=timezone.now() - ago)
+
+    def keys(self) -> list[str]:
+        retention.prune()
+        return [version.settings["routingKey"][0] for version in PlatformVersion.objects.order_by("number")]
+
+    def test_are_kept_while_a_ticket_of_an_incident_that_burns_was_made_with_them(self):
+        assert self.keys() == ["0", "1"]
+        assert self.keys() == ["0", "1"]
+        assert Ticket.objects.get().settings_version.settings["routingKey"] == "0" * 32
+
+    def test_are_kept_for_seven_days_after_that(self):
+        self.resolve(timedelta(days=6, hours=23))
+        assert self.keys() == ["0", "1"]
+
+    def test_go_then_and_the_ticket_stays_and_takes_todays(self, connect, work):
+        self.resolve(timedelta(days=7, seconds=1))
+        before = Ticket.objects.values().get()
+        assert self.keys() == ["1"]
+        assert Ticket.objects.values().get() == before | {"settings_version_id": None}
+        lifecycle.move("reopen", [Incident.objects.get().pk], actor="user:anna")
+        pages = connect("pagerduty").pagerduty.pages
+        work(later=True)
+        assert connect("pagerduty").pagerduty.pages == pages + 1
+        assert Ticket.objects.get().settings_version == PlatformVersion.objects.latest("number")
+
+    def test_of_today_stay_however_old_they_are(self):
+        self.resolve(timedelta(days=900))
+        self.age(timedelta(days=900))
+        assert self.keys() == ["1"]
+        Ticket.objects.all().delete()
+        PlatformState.objects.update(enabled=False)
+        assert self.keys() == ["1"]
+
+    def test_stay_for_an_hour_with_whoever_read_them_before_the_change(self):
+        Ticket.objects.all().delete()
+        self.age(timedelta(minutes=59))
+        assert len(self.keys()) == 3
+        self.age(timedelta(minutes=61))
+        assert self.keys() == ["1"]
+
+    def test_go_in_chunks(self, monkeypatch):
+        monkeypatch.setattr(retention, "CHUNK", 2)
+        for n in range(7):
+            take({"service": f"s{n}"})
+            patch_platforms({"pagerduty": {"routingKey": f"{n % 2}" * 32}}, actor="system")
+        self.age(timedelta(days=30))
+        Incident.objects.update(status="resolved", resolved_at=timezone.now() - timedelta(days=8))
+        assert self.keys() == ["0"]
+        assert Ticket.objects.count() == 8
