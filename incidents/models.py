@@ -131,8 +131,19 @@ class Incident(models.Model):
         indexes = [
             models.Index(fields=["-created_at", "-number"], name="incident_newest"),
             models.Index(fields=["service", "severity", "last_anomaly_at"], name="incident_to_join"),
+            # The order in which they are worked on, as `by_urgency` asks for it.
             models.Index(
-                fields=["severity", "-created_at"], name="incident_active", condition=~Q(status=Status.RESOLVED)
+                severity_rank(),
+                F("created_at").desc(),
+                F("number").desc(),
+                name="incident_by_urgency",
+                condition=~Q(status=Status.RESOLVED),
+            ),
+            # How many there are of each kind, without a look at the rows themselves.
+            models.Index(
+                fields=["status", "severity", "created_at"],
+                name="incident_active",
+                condition=~Q(status=Status.RESOLVED) & Q(drill=False),
             ),
             models.Index(fields=["model_due_at"], name="incident_model_due", condition=Q(model_due_at__isnull=False)),
             models.Index(fields=["-created_at"], name="incident_drill", condition=Q(drill=True)),
@@ -227,7 +238,7 @@ class TicketQuerySet(models.QuerySet):
 
     def behind(self) -> Self:
         """Tickets that do not show what they should, whether they are waiting, failing or given up."""
-        return self.filter(shown_version__lt=F("wanted_version"))
+        return self.filter(is_behind=True)
 
     def failing(self) -> Self:
         """Those of them that failed, whether they are tried again by themselves or were given up."""
@@ -256,6 +267,10 @@ class Ticket(models.Model):
 
     wanted_version = models.PositiveIntegerField(default=1)
     shown_version = models.PositiveIntegerField(default=0)
+    # A column of its own: a planner keeps count of its values, and cannot of a comparison of two others.
+    is_behind = models.GeneratedField(
+        expression=Q(shown_version__lt=F("wanted_version")), output_field=models.BooleanField(), db_persist=True
+    )
     shown = models.JSONField(default=dict)  # the level last accepted: delivery.core.Level
     shown_at = models.DateTimeField(null=True)
     # The level at which the platform says that somebody put its record, and the wanted version that came of it: newer
@@ -308,7 +323,7 @@ class Ticket(models.Model):
             models.Index(
                 fields=["platform", "created_at"],
                 name="ticket_behind",
-                condition=Q(shown_version__lt=F("wanted_version")),
+                condition=Q(is_behind=True),
             ),
             models.Index(fields=["platform", "remote_id"], name="ticket_by_remote_id", condition=~Q(remote_id="")),
             models.Index(fields=["platform"], name="ticket_differs", condition=Q(seen_differs=True)),

@@ -69,7 +69,8 @@ def incidents(count: int) -> None:
 
 
 def copy(model: type[Model], differing: dict[str, str], source: str, pk: str, where: str = "t.id = %s") -> None:
-    columns = [f.column for f in model._meta.concrete_fields if f.column != "id" or "id" in differing]
+    fields = [f for f in model._meta.concrete_fields if not f.generated]
+    columns = [f.column for f in fields if f.column != "id" or "id" in differing]
     values = ", ".join(differing.get(column, f"t.{column}").replace("%", "%%") for column in columns)
     insert = f"INSERT INTO {model._meta.db_table} ({', '.join(columns)}) SELECT {values} {source} WHERE {where}"
     with connection.cursor() as cursor:
