@@ -166,6 +166,7 @@ class Platform(Protocol):
     label: str
     pages: bool  # wakes people: never waits for a cause, and is where escalations go
     keyed: bool  # honours a key of ours: after an unknown outcome the same request may simply be sent again
+    reopens_resolved_only: bool  # asked to open a record that is there and acknowledged, it leaves that as it is
     searchable: bool  # `find` can tell whether a ticket of ours exists
     search_lag: float  # seconds until a new record is sure to be found
     readable: bool  # `look` can tell what a ticket shows

@@ -55,6 +55,7 @@ class Jira:
     label = "Jira"
     pages = False
     keyed = False
+    reopens_resolved_only = False
     searchable = True
     search_lag = 30.0
     readable = True

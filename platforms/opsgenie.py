@@ -51,6 +51,7 @@ class OpsGenie:
     label = "OpsGenie"
     pages = True
     keyed = True
+    reopens_resolved_only = False
     searchable = False
     search_lag = 0.0
     readable = True

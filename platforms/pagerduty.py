@@ -42,6 +42,7 @@ class PagerDuty:
     label = "PagerDuty"
     pages = True
     keyed = True
+    reopens_resolved_only = True
     searchable = False
     search_lag = 0.0
     readable = False
@@ -91,8 +92,11 @@ class PagerDuty:
         An acknowledge or resolve that finds no open alert is dropped by PagerDuty, which is as good as done. A cause
         or a note alone sends nothing: events carry no comments, and a trigger would page anew where somebody has
         resolved the alert at PagerDuty. The alert links to the incident, which has them.
+
+        A resolve alone is sent whatever the notice says: an alert that is acknowledged ignores a trigger, so a
+        reopening ends it first.
         """
-        if notice.status == "resolved":
+        if notice.status == "resolved" or steps == ("resolve",):
             if "resolve" in steps:
                 _send(call, settings, _event(settings, "resolve", notice.key))
             return remote

@@ -55,6 +55,7 @@ class ServiceNow:
     label = "ServiceNow"
     pages = False
     keyed = False
+    reopens_resolved_only = False
     searchable = True
     search_lag = 0.0
     readable = True

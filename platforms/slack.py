@@ -48,6 +48,7 @@ class Slack:
     label = "Slack"
     pages = False
     keyed = False
+    reopens_resolved_only = False
     searchable = False
     search_lag = 0.0
     readable = False

@@ -302,12 +302,13 @@ class World:
 class Model:
     world: World
 
-    pages = keyed = searchable = False
+    pages = keyed = searchable = reopens_resolved_only = False
     lag = 0.0
 
     @classmethod
     def traits(cls) -> core.Traits:
-        return core.Traits(cls.pages, cls.keyed, cls.searchable, timedelta(seconds=cls.lag))
+        lag = timedelta(seconds=cls.lag)
+        return core.Traits(cls.pages, cls.keyed, cls.searchable, lag, cls.reopens_resolved_only)
 
     def meddle(self) -> None:
         """What people do at the platform itself."""
@@ -319,9 +320,10 @@ class Model:
 
 @dataclass
 class Pager(Model):
-    """PagerDuty: a trigger is taken for the open alert, or opens a new one; moves without an open alert are dropped."""
+    """PagerDuty: a trigger is taken for the open alert, which stays as it is, acknowledged too, or opens a new one;
+    moves without an open alert are dropped."""
 
-    pages = keyed = True
+    pages = keyed = reopens_resolved_only = True
     state: str = ""
     woken: list[int] = field(default_factory=list)  # for which opening somebody was woken
 
@@ -358,14 +360,15 @@ class Pager(Model):
         promise(len(self.woken) <= incident.openings, "woken for nothing")
         alive = self.state not in ("", "resolved")
         promise(alive == (incident.status != "resolved"), f"{self.state or 'nothing'} for {incident.status}")
-        if incident.status == "acknowledged":
-            promise(self.state == "acknowledged", "not acknowledged")
+        if incident.status in ("open", "acknowledged"):
+            promise(self.state == incident.status, f"{self.state} for {incident.status}")
 
 
 @dataclass
 class Alias(Pager):
     """OpsGenie: as well, but an open alert's fields stay until they are set, and it can be unacknowledged."""
 
+    reopens_resolved_only = False
     priority: int = 3
 
     def open(self, notice: Notice) -> None:

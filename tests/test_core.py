@@ -13,6 +13,7 @@ from tests import simulation
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEYED = core.Traits(pages=True, keyed=True, searchable=False)
+PAGERDUTY = replace(KEYED, reopens_resolved_only=True)
 JIRA = core.Traits(pages=False, keyed=False, searchable=True, search_lag=timedelta(seconds=30))
 SERVICENOW = core.Traits(pages=False, keyed=False, searchable=True)
 SLACK = core.Traits(pages=False, keyed=False, searchable=False)
@@ -226,6 +227,47 @@ class TestDoubt:
         assert (done.in_doubt, outcome(done).shown) == (False, ACKNOWLEDGED)
 
 
+class TestAnAlertThatOnlyResolvedCanBeOpenedAnew:
+    def test_is_resolved_alone_and_then_opened(self):
+        for shown in (ACKNOWLEDGED, ESCALATED, TAKEN, RESOLVED):
+            ended = answered(row(PAGERDUTY, REOPENED, remote=REMOTE, shown=shown, attempts=3), REMOTE)
+            assert (ended.wait_seconds, ended.parked, ended.attempts) == (0, False, 2)
+            assert (ended.shown.status, ended.shown.opened) == ("resolved", REOPENED.opened)
+            follows = replace(ended, wait_seconds=None)
+            assert request(follows) == Update(("reopen",))
+            assert outcome(answered(follows, REMOTE)).shown == REOPENED
+
+    def test_is_resolved_again_where_it_is_unknown_whether_it_was(self):
+        ends = row(PAGERDUTY, REOPENED, remote=REMOTE, shown=ACKNOWLEDGED)
+        assert request(ends) == Update(("resolve",))
+        assert request(replace(answered(ends, lost()), wait_seconds=None)) == Update(("resolve",))
+        assert request(core.claimed(ends, predecessor_died=True, now=NOW)) == Update(("resolve",))
+
+    def test_is_opened_again_and_not_resolved_where_it_is_unknown_whether_it_was_opened(self):
+        ended = answered(row(PAGERDUTY, REOPENED, remote=REMOTE, shown=ACKNOWLEDGED), REMOTE)
+        opens = replace(ended, wait_seconds=None)
+        assert request(replace(answered(opens, lost()), wait_seconds=None)) == Update(("reopen",))
+        assert request(core.claimed(opens, predecessor_died=True, now=NOW)) == Update(("reopen",))
+
+    def test_stays_where_nothing_is_to_be_opened(self):
+        for shown, wanted, todo in (
+            (ACKNOWLEDGED, ESCALATED, ("escalate",)),
+            (OPEN, ESCALATED, ("escalate",)),
+            (ESCALATED, TAKEN, ("acknowledge",)),
+            (ESCALATED, replace(ACKNOWLEDGED, opened="5"), ("reopen", "acknowledge")),  # somebody is at it already
+            (OPEN, RESOLVED, ("resolve",)),
+        ):
+            assert request(row(PAGERDUTY, wanted, remote=REMOTE, shown=shown)) == Update(todo)
+        assert request(row(PAGERDUTY, OPEN)) == Create()
+
+    def test_pages_for_a_reopening_that_was_escalated_before_it_was_shown(self):
+        wanted = replace(ESCALATED, opened="5")
+        assert request(row(PAGERDUTY, wanted, remote=REMOTE, shown=ACKNOWLEDGED)) == Update(("resolve",))
+
+    def test_elsewhere_is_just_reopened(self):
+        assert request(row(KEYED, REOPENED, remote=REMOTE, shown=ACKNOWLEDGED)) == Update(("reopen",))
+
+
 class TestFailing:
     def test_waits_grow_and_a_page_waits_least(self):
         waits = [answered(row(KEYED, attempts=n), PlatformError("no")).wait_seconds for n in range(1, 9)]
@@ -301,6 +343,19 @@ class TestSimulation:
                     world.come_to_rest()
                 assert world.platform.woken == list(range(1, opening + 1)), f"seed {seed}"
 
+    def test_one_page_for_each_opening_from_acknowledged(self, platform):
+        if not platform.reopens_resolved_only:
+            return
+        for seed in range(SEED, SEED + 100):
+            world = simulation.World(platform, seed, stormy=True, fenced=True, leased=True)
+            for opening in range(1, 6):
+                for status in ("open", "acknowledged"):
+                    if (opening, status) != (1, "open"):
+                        world.change(status)
+                    world.wander(20, changing=False)
+                    world.come_to_rest()
+                assert world.platform.woken == list(range(1, opening + 1)), f"seed {seed}"
+
 
 PAGERS, RECORDS = [simulation.Pager, simulation.Alias], [simulation.Tracker, simulation.Closing]
 
@@ -338,6 +393,16 @@ class TestTheSimulatorNotices:
         monkeypatch.setattr(core, "steps", lambda shown, wanted, *, in_doubt: real(shown, wanted))
         with pytest.raises(simulation.Broken):
             simulation.run(platform, SEED, 300_000)
+
+    def test_an_acknowledged_alert_taken_for_one_that_can_be_opened(self, monkeypatch):
+        monkeypatch.setattr(core, "_ends_first", lambda row, todo: False)
+        with pytest.raises(simulation.Broken, match="acknowledged for open"):
+            simulation.run(simulation.Pager, SEED, 300_000)
+
+    def test_an_alert_that_is_ended_without_a_note_of_it(self, monkeypatch):
+        monkeypatch.setattr(core, "_ended_first", lambda row: replace(row, wait_seconds=0.0))
+        with pytest.raises(simulation.Broken):
+            simulation.run(simulation.Pager, SEED, 300_000)
 
     def test_repetitions_that_are_not_counted(self, monkeypatch):
         monkeypatch.setattr(core, "_repeatable", lambda row, request: (row, request))

@@ -3,6 +3,7 @@
 import pytest
 
 from incidents.delivery import notices
+from incidents.delivery.attempts import attempt_next
 from incidents.models import Ticket
 
 pytestmark = pytest.mark.django_db
@@ -155,6 +156,73 @@ class TestAPlatformThatFails:
         work(later=True)
         assert in_sync(api, incident_id)
         assert len(standins.slack.messages) == 2 or Ticket.objects.get().may_be_doubled
+
+
+class TestReopenedFromAcknowledged:
+    """PagerDuty takes a trigger for the alert that is there, acknowledged too, and tells nobody."""
+
+    @pytest.fixture
+    def acknowledged(self, connect, api, send, work):
+        standins = connect("pagerduty")
+        [incident_id] = send()["incidents"]
+        work()
+        move(api, incident_id, "acknowledge")
+        work()
+        return standins.pagerduty, incident_id
+
+    def alerts(self, pagerduty) -> list:
+        [alerts] = pagerduty.alerts.values()
+        return alerts
+
+    def test_people_are_paged_anew(self, acknowledged, api, work):
+        pagerduty, incident_id = acknowledged
+        for pages in (2, 3):
+            move(api, incident_id, "reopen")
+            work()
+            assert (pagerduty.pages, self.alerts(pagerduty)[-1].state) == (pages, "triggered")
+            assert in_sync(api, incident_id)
+            move(api, incident_id, "acknowledge")
+            work()
+            assert self.alerts(pagerduty)[-1].state == "acknowledged"
+
+    @pytest.mark.parametrize("before", [0, 1])
+    def test_once_whatever_is_unknown(self, acknowledged, api, work, before):
+        """Of the resolve, or of the trigger that follows it."""
+        pagerduty, incident_id = acknowledged
+        move(api, incident_id, "reopen")
+        for _ in range(before):
+            assert attempt_next("pagerduty")
+        pagerduty.fault("lost", times=3)
+        work(later=True)
+        assert (pagerduty.pages, self.alerts(pagerduty)[-1].state) == (2, "triggered")
+        assert in_sync(api, incident_id)
+
+    def test_in_two_attempts_of_which_each_sends_one_event(self, acknowledged, api):
+        pagerduty, incident_id = acknowledged
+        move(api, incident_id, "reopen")
+        assert attempt_next("pagerduty")
+        assert (pagerduty.pages, self.alerts(pagerduty)[-1].state) == (1, "resolved")
+        assert states(api, incident_id) == {"pagerduty": "pending"}
+        assert Ticket.objects.get().shown["status"] == "resolved"
+        assert attempt_next("pagerduty")
+        assert pagerduty.pages == 2
+        assert in_sync(api, incident_id)
+
+    def test_nobody_is_where_it_was_resolved_or_acknowledged_in_between(self, acknowledged, api, work):
+        pagerduty, incident_id = acknowledged
+        for name, state in (("acknowledge", "acknowledged"), ("resolve", "resolved")):
+            move(api, incident_id, "reopen")
+            move(api, incident_id, name)
+            work()
+            assert (pagerduty.pages, self.alerts(pagerduty)[-1].state) == (1, state)
+        assert in_sync(api, incident_id)
+
+    def test_escalating_does_not_page_again(self, acknowledged, api, work):
+        pagerduty, incident_id = acknowledged
+        move(api, incident_id, "escalate")
+        work()
+        assert (pagerduty.pages, self.alerts(pagerduty)[-1].severity) == (1, "critical")
+        assert in_sync(api, incident_id)
 
 
 class TestWhoReopenedIt:

@@ -241,6 +241,7 @@ def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.R
         traits=core.Traits(
             pages=platform.pages,
             keyed=platform.keyed,
+            reopens_resolved_only=platform.reopens_resolved_only,
             searchable=platform.searchable,
             search_lag=timedelta(seconds=platform.search_lag),
         ),

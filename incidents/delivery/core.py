@@ -59,6 +59,7 @@ class Traits:
     keyed: bool
     searchable: bool
     search_lag: timedelta = timedelta()
+    reopens_resolved_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Update:
     steps: tuple[Step, ...] = field(default=())
 
 
+RESOLVE: tuple[Step, ...] = ("resolve",)
 Request = Create | Find | Update
 Answer = Remote | None | PlatformError  # None: nothing was found
 
@@ -163,18 +165,34 @@ def next_request(row: Row, now: datetime) -> tuple[Row, Request | None]:
     todo = steps(_known(row), row.wanted, in_doubt=row.in_doubt)
     if not todo:
         return _in_step(row), None
-    return _repeatable(row, Update(todo))
+    return _repeatable(row, Update(RESOLVE if _ends_first(row, todo) else todo))
+
+
+def _ends_first(row: Row, todo: tuple[Step, ...]) -> bool:
+    """Whether the record must be resolved, alone, before it can be opened anew.
+
+    Once that is noted, it is opened, and that may be repeated: so each opening pages once, whatever is unknown of
+    either request. Without the note nobody could tell later whether an open record was opened for this opening or is
+    an older one, perhaps acknowledged.
+    """
+    known, wanted = _known(row), row.wanted
+    if not row.traits.reopens_resolved_only or wanted.status == "resolved" or known.opened == wanted.opened:
+        return False
+    if row.in_doubt or row.remote is None or known.status == "resolved":
+        return row.remote is None or bool({"reopen", "escalate"} & set(todo))
+    # It is there and unresolved for sure. What somebody has acknowledged meanwhile pages nobody.
+    return wanted.status != "acknowledged" and ("reopen" in todo or known.status == "acknowledged")
 
 
 def _next_without_remote(row: Row, now: datetime) -> tuple[Row, Request | None]:
     traits = row.traits
     if row.wanted.status == "resolved" and not traits.searchable:
         # It was over before anybody was told. Only where the news may be out after all, it is called off.
-        return _repeatable(row, Update(("resolve",))) if row.in_doubt else (_in_step(row), None)
+        return _repeatable(row, Update(RESOLVE)) if row.in_doubt else (_in_step(row), None)
     if now - row.written_at > TOO_OLD_TO_CREATE:
         return _park(row, "Not created within a day. Send it again if it still matters.", now), None
     if not traits.searchable:
-        return _repeatable(row, Create())
+        return _repeatable(row, Update(RESOLVE) if _ends_first(row, ()) else Create())
     if row.lookups == 0:
         return row, Find(now)
     look = _next_look(row) if row.in_doubt else None
@@ -214,12 +232,21 @@ def after(row: Row, request: Request, answer: Answer, now: datetime, *, serves_o
         return _after_error(row, request, answer, now, serves_others=serves_others)
     if isinstance(request, Find):
         return _after_find(row, request, answer)
+    if request == Update(RESOLVE) and row.wanted.status != "resolved":
+        return _ended_first(replace(row, remote=answer or row.remote or Remote()))
     if isinstance(request, Update):
         return _certain(replace(row, remote=answer or row.remote or Remote(), shown=_accepted(row, request.steps)))
     if row.in_doubt and row.traits.keyed:
         # What it was sent for may have been there already, and have come further than open: moves are made again.
         return replace(row, remote=answer)
     return _certain(replace(row, remote=answer, shown=row.wanted))
+
+
+def _ended_first(row: Row) -> Row:
+    """Resolved for the opening that is wanted, which follows at once, in an attempt of its own."""
+    wanted = row.wanted
+    shown = replace(_known(row), status="resolved", escalated=False, moved=wanted.moved, opened=wanted.opened)
+    return replace(_certain(row), shown=shown, attempts=row.attempts - 1, wait_seconds=0.0)
 
 
 def _accepted(row: Row, steps: tuple[Step, ...]) -> Level:
