@@ -25,7 +25,7 @@ from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent
 
 MOST_AFFECTED_SERVICES = 200
 PAYLOADS_AT_EACH_END = 20  # an incident's first and latest events that are kept whole, beside its highest
-LOOKED_INTO = 100  # an incident's first events whose words are searched for a cause, while there is none
+LOOKED_INTO = 20  # an incident's first events whose words are searched for a cause, while there is none
 EVENT_IDS_PER_STATEMENT = 5000  # SQLite takes 32,766 parameters
 JOINED_PER_STATEMENT = 2000
 MOST_TOGETHER = 1000  # events; more of one request alone are taken alone

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 # What events may say, and what kind of cause can be told from it. Of two that tell equally much the first one stands.
 KINDS = {"": "bare", "so it goes": "unknown", "out of memory": "out_of_memory", "no space left": "disk"}
 WEAK = ("bare", "unknown")
+LOOKED_INTO = 20  # of a fault's events: later ones say the same, or name their kind
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Fault:
         self.first, self.last = min(self.first, sent.at), max(self.last, sent.at)
         self.affected = list(dict.fromkeys([*self.affected, *sent.affected]))
         known, new = KINDS[self.says], KINDS[sent.says]
-        if known in WEAK and (new not in WEAK or WEAK.index(new) > WEAK.index(known)):
+        if self.count <= LOOKED_INTO and known in WEAK and (new not in WEAK or WEAK.index(new) > WEAK.index(known)):
             self.says, self.trace = sent.says, self.trace or sent.trace
         if self.resolved_at is None or sent.at <= self.resolved_at:
             return "deduplicated"

@@ -215,12 +215,16 @@ class TestEvidenceThatComesLater:
         assert dict(Ticket.objects.values_list("platform", "due_at")) == due
         assert set(Ticket.objects.values_list("wanted_version", flat=True)) == {2}
 
-    def test_is_looked_into_for_the_first_hundred_and_then_only_where_its_kind_is_named(self, send):
-        send(*[SPIKE] * 100)
-        send({"message": "out of memory"})
-        assert Incident.objects.get().cause_category == "bare"
-        send(TELLING)
-        assert Incident.objects.get().cause_category == "out_of_memory"
+    def test_is_looked_into_for_the_first_twenty_events_then_only_where_it_is_new_or_its_kind_is_named(self, send):
+        def kind_after(*items: dict) -> str:
+            send(*items)
+            return Incident.objects.get().cause_category
+
+        assert kind_after(*[SPIKE] * 20) == "bare"
+        assert kind_after({"message": "out of memory"}) == "bare"
+        assert kind_after({"evidenceLogs": ["so it goes"]}) == "unknown"
+        assert kind_after({"evidenceLogs": ["out of memory"]}) == "unknown"
+        assert kind_after(TELLING) == "out_of_memory"
 
     def test_reaches_an_incident_that_it_reopens(self, to, send, work, api):
         [incident_id] = send(SPIKE)["incidents"]

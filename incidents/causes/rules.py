@@ -293,9 +293,13 @@ def explain(
 def betters(kind: str, *, service: str, evidence: Evidence, thorough: bool = True) -> bool:
     """Whether more can be told from this evidence than an answer of this kind does. A known kind is never bettered.
 
-    `thorough`: also where words have to be searched; otherwise only where the producer names a kind of fault.
+    `thorough`: also where many words may have to be searched in vain; otherwise only where that happens once, because
+    they are the first there are, or where the producer names a kind of fault.
     """
-    if kind not in WEAK or not (thorough or _claim(evidence)[0]):
+    if kind not in WEAK:
+        return False
+    first = kind == BARE and (evidence.log_lines or evidence.template or evidence.raw_error or evidence.causal_chain)
+    if not (thorough or first or _claim(evidence)[0]):
         return False
     found = _kind(_judge(_origin(service, evidence), evidence), evidence)
     return found not in WEAK or WEAK.index(found) > WEAK.index(kind)
