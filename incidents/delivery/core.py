@@ -32,7 +32,7 @@ class Level:
 
     status: str
     escalated: bool = False
-    cause: str = ""  # a digest of the model's text; empty while the rules' stands, which every ticket begins with
+    cause: str = ""  # a digest of the text; empty while it is the one that every ticket begins with
     note: int = 0  # the last note shown, by the number of its audit entry
     moved: str = ""  # when the incident last moved
     opened: str = ""  # when it was last reopened
