@@ -245,12 +245,17 @@ class TestTheActor:
     def test_is_always_who_holds_the_credential(self, key_of, send):
         [incident_id] = send()["incidents"]
         key = key_of("responder")
-        body = b'{"actor": "user:eve", "note": "x", "acknowledgedBy": "user:eve", "user": "eve"}'
-        reply = raw.send(
-            "POST", f"/api/incidents/{incident_id}/acknowledge", body, Content_Type="application/json",
-            Authorization=f"Bearer {key}", X_Actor="user:eve", X_Forwarded_User="eve", Remote_User="eve",
-        )  # fmt: skip
-        assert reply.status == 200
+
+        def acknowledge(body: bytes) -> int:
+            return raw.send(
+                "POST", f"/api/incidents/{incident_id}/acknowledge", body, Content_Type="application/json",
+                Authorization=f"Bearer {key}", X_Actor="user:eve", X_Forwarded_User="eve", Remote_User="eve",
+            ).status  # fmt: skip
+
+        assert acknowledge(b'{"actor": "user:eve", "note": "x"}') == 400
+        assert acknowledge(b'{"note": "x", "acknowledgedBy": "user:eve"}') == 400
+        assert Incident.objects.get().status == "open"
+        assert acknowledge(b'{"note": "x"}') == 200
         assert Incident.objects.get().acknowledged_by == "key:responder-tests"
         assert [entry.actor for entry in Entry.objects.about(f"incident:{incident_id}")] == [
             "key:admin-tests",
