@@ -148,10 +148,18 @@ def test_one_attempt_uses_one_connection_and_leaves_none_behind(serve):
 
 
 def test_a_connection_that_the_server_closed_between_two_requests_is_replaced(serve):
-    server = serve(lambda connection, request: connection.sendall(OK) or False)
-    call = caller()
+    closed = threading.Semaphore(0)
+
+    def answer(connection, request):
+        connection.sendall(OK)
+        connection.close()
+        closed.release()
+        return False
+
+    server, call = serve(answer), caller()
     for _ in range(2):
         assert call.request("GET", server.url()).text == "ok"
+        assert closed.acquire(timeout=5)
     assert server.connections == 2
 
 
