@@ -5,6 +5,8 @@
 #   make demo    the same with stand-in platforms and a week of faults, in a data directory of its own.
 #   make test    lint, then all tests: what uses a database on SQLite, then everything on PostgreSQL.
 #                DATABASE_URL and BROKER_URL choose existing servers; WORKERS=4 runs more at once.
+#   make faults  every fault at every point, on both engines, and a table of verdicts: an hour and more.
+#                SEED=7 draws other lots; FAULTS='-k pagerduty' tries a part of it.
 #   make bench   measures it for two minutes, each figure beside a floor: docs/benchmarks.md.
 #                ENGINE=sqlite measures SQLite; BENCH='--only page' a part of it.
 #   make pictures  takes the pictures in docs/ from the demo's data. Needs Chromium.
@@ -19,7 +21,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 # Two copies that start at once share the installation instead of writing over each other's.
 LOCK = $(shell command -v flock >/dev/null && echo flock $(VENV)/install.lock)
 
-.PHONY: run demo test lint bench pictures pins clean
+.PHONY: run demo test lint faults bench pictures pins clean
 
 run: export LOCAL_MODE ?= 1
 run: $(VENV)/run.stamp
@@ -37,6 +39,12 @@ test: lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
+
+faults: SEED ?= 1
+faults: $(VENV)/test.stamp
+	@failed=; for engine in sqlite postgres; do \
+	    ENGINE=$$engine $(PYTEST) -m fault --faults all --seed $(SEED) $(FAULTS) || failed=1; \
+	done; [ -z "$$failed" ]
 
 bench: ENGINE ?= postgres
 bench: $(VENV)/run.stamp $(VENV)/test.stamp
