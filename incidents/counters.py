@@ -63,7 +63,14 @@ WAKEUPS_LOST = Metric(
     "Wake-ups that the broker did not take, by queue. The sweep makes up for them within a second.",
     {"queue": ("tickets", "causes")},
 )
-COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS, WAKEUPS_LOST)
+WEBHOOKS = Metric(
+    "ticketing_inbound_webhooks_total",
+    "counter",
+    "Platforms' webhooks by what came of them: moved (the incident), ignored (an echo, late, unknown, sent again), "
+    "refused (signature or secret), unreadable.",
+    {"platform": tuple(PLATFORMS), "outcome": ("moved", "ignored", "refused", "unreadable")},
+)
+COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS, WAKEUPS_LOST, WEBHOOKS)
 
 _lock = threading.Lock()
 _pending: Tally[str] = Tally()

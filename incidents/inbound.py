@@ -15,13 +15,13 @@ from django.db.models import F
 from django.utils import timezone
 
 from config.current import current
-from incidents import lifecycle
+from incidents import counters, lifecycle
 from incidents.delivery import notices
 from incidents.delivery.core import Level
 from incidents.lifecycle import Refused
 from incidents.models import InboundEvent, Incident, Status, Ticket
 from platforms import text
-from platforms.contract import Inbound
+from platforms.contract import Forged, Inbound, Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,17 @@ def receive(platform: str, headers: Mapping[str, str], body: bytes, *, request_i
     """
     config = current().platforms[platform]
     now = timezone.now()
-    event = config.platform.read(config.settings, headers, body, now)
+    try:
+        event = config.platform.read(config.settings, headers, body, now)
+    except Forged as problem:
+        log.warning("Refused a webhook: %s.", problem, extra={"platform": platform})
+        counters.count(counters.WEBHOOKS, platform=platform, outcome="refused")
+        raise
+    except Unreadable:
+        counters.count(counters.WEBHOOKS, platform=platform, outcome="unreadable")
+        raise
     heard = Heard(why="It moves no incident.") if event is None else _take_in(platform, event, now, request_id)
+    counters.count(counters.WEBHOOKS, platform=platform, outcome="moved" if heard.move else "ignored")
     ids = {"incident": heard.incident_id, "platform": platform}
     if heard.move:
         log.info("Heard: %s.", lifecycle.MOVES[heard.move].past, extra=ids)

@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 
 from auditlog.models import Entry
 from config.changes import patch_platforms
-from incidents import inbound, lifecycle, retention
+from incidents import counters, inbound, lifecycle, retention
 from incidents.delivery.attempts import attempt_next
 from incidents.models import InboundEvent, Incident, Ticket
 from platforms.catalog import PLATFORMS
@@ -818,6 +818,18 @@ class TestTheDoor:
             post(platform, Sent(sent.body, dict.fromkeys(sent.headers, "wrong"), sent.kind))
         assert "Refused a webhook" in caplog.text
         assert not [secret for secret in SECRETS.values() if secret in caplog.text]
+
+    @pytest.mark.parametrize("platform", PLATFORMS)
+    def test_counts_what_came_of_it(self, incident, platform):
+        counters._pending.clear()
+        sent = sealed(platform, VENDORS[platform](ticket(incident, platform), "resolve", "Anna", timezone.now()))
+        for each in (sent, sent, Sent(sent.body, dict.fromkeys(sent.headers, "wrong"), sent.kind)):
+            post(platform, each)
+        counted = {
+            outcome: counters._pending[counters.WEBHOOKS.sample(platform=platform, outcome=outcome)]
+            for outcome in counters.WEBHOOKS.labels["outcome"]
+        }
+        assert counted == {"moved": 1, "ignored": 1, "refused": 1, "unreadable": 0}
 
     def test_answers_in_a_constant_number_of_queries(self, incident, django_assert_max_num_queries):
         sent = sealed("jira", jira(ticket(incident, "jira"), "resolve", "Anna", timezone.now()))

@@ -57,7 +57,6 @@ class Inbound(APIView):
         try:
             heard = inbound.receive(platform, request.headers, body, request_id=request.id)
         except Forged as problem:
-            inbound.log.warning("Refused a webhook: %s.", problem, extra={"platform": platform})
             raise NotProven from problem
         except Unreadable as problem:
             raise ParseError(str(problem)) from problem
