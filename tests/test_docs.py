@@ -51,6 +51,7 @@ ELSEWHERE = {
     r"make demo": "tests/test_demo.py",
     r"make test": "tests/test_docs.py",  # whoever reads this has just run it
     r"make bench( .*)?": "tests/test_bench.py",
+    r"make faults( .*)?": "tests/test_faults.py",
     r"make pictures": "tests/test_demo.py",  # and what it made is looked at below
     r"ENGINE=\w+ \.venv/bin/python -m pytest tests/test_delivery\.py( -k slack)?": "tests/test_delivery.py",
     r"python3\.11 -m venv \S+|\S+/pip install --require-hashes -r requirements\.txt": "Makefile",  # does it itself
