@@ -85,7 +85,8 @@ class TestAProductionEnvironment:
             ("SECRET_KEY", "short"),
             ("ENCRYPTION_KEYS", "not-a-key"),
             ("ALLOWED_HOSTS", "*"),
-            ("PROXY_SSL_HEADER", "X-Forwarded-Proto: https"),
+            ("TRUSTED_PROXIES", "10.0.0.1/99"),
+            ("RATE_LIMIT_PER_SECOND", "-1"),
             ("LOG_FORMAT", "xml"),
             ("LOG_LEVEL", "LOUD"),
             ("PORT", "http"),
@@ -96,11 +97,12 @@ class TestAProductionEnvironment:
         assert done.returncode == 78
         assert re.fullmatch(rf"Refused to start: {name}.*\n", done.stderr)
 
-    def test_believes_no_proxy_unless_told_to(self):
-        asked = "from ticketing import settings as s; print(s.SECURE_PROXY_SSL_HEADER, s.SECURE_HSTS_SECONDS)"
-        for header, told in (("", "None"), ("X-Forwarded-Proto", "('HTTP_X_FORWARDED_PROTO', 'https')")):
-            done = run("python", "-c", asked, env=production(PROXY_SSL_HEADER=header))
-            assert done.stdout == f"{told} 31536000\n"
+    def test_believes_no_proxy_unless_told_to_and_limits_each_caller(self):
+        asked = "from ticketing import settings as s; print(s.TRUSTED_PROXIES, s.RATE_LIMIT_PER_SECOND)"
+        listed = {"TRUSTED_PROXIES": "10.0.0.7"}
+        for given, told in (({}, "[] 300"), (listed, "['10.0.0.7'] 300"), ({"LOCAL_MODE": "1"}, "[] 0")):
+            done = run("python", "-c", asked, env=production(**given))
+            assert done.stdout == f"{told}\n", done.stderr
 
 
 class TestTheComposeFile:

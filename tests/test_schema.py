@@ -14,7 +14,7 @@ from config.current import current
 from incidents.api import shapes, urls
 from incidents.models import Anomaly, Incident, Ticket
 
-ERRORS_OF_ALL = {"401", "403", "503"}
+ERRORS_OF_ALL = {"401", "403", "429", "503"}
 ERRORS_OF_BODIES = {"400", "413", "415"}
 PUBLIC = {"health", "ready", "receiveWebhook"}
 

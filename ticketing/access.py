@@ -14,6 +14,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from config import keys
+from ticketing import limits
 
 # What each role may do, besides what it is called after.
 ALLOWS = {
@@ -86,7 +87,9 @@ class ApiKeyAuthentication(BaseAuthentication):
         key = keys.find(text.strip())
         if key is None:
             raise AuthenticationFailed("This API key is unknown, expired or revoked.")
-        return Principal(f"key:{key.name}", key.role), key
+        principal = Principal(f"key:{key.name}", key.role)
+        request.META[limits.CALLER] = principal.actor
+        return principal, key
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -97,7 +100,11 @@ class ConsoleAuthentication(SessionAuthentication):
 
     def authenticate(self, request: Request):
         found = super().authenticate(request)
-        return found and (principal_of(found[0]), None)
+        if not found:
+            return None
+        principal = principal_of(found[0])
+        request.META[limits.CALLER] = principal.actor
+        return principal, None
 
 
 class LocalAuthentication(BaseAuthentication):

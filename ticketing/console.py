@@ -17,7 +17,7 @@ from incidents.console import overview
 from incidents.console.pages import IncidentPages
 from incidents.models import Incident, Ticket
 from incidents.rehearsal import rehearse
-from ticketing import access, health
+from ticketing import access, health, limits
 
 
 class Console(AdminSite):
@@ -47,6 +47,7 @@ class Console(AdminSite):
         if not hasattr(request, "principal"):
             active = request.user.is_authenticated and request.user.is_active
             request.principal = access.principal_of(request.user) if active else access.nobody()
+            request.META[limits.CALLER] = request.principal.actor
         return request.principal.may("viewer")
 
     def each_context(self, request: HttpRequest) -> dict:

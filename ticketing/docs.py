@@ -8,6 +8,7 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSpli
 from rest_framework.renderers import TemplateHTMLRenderer
 
 from incidents import jsontext
+from ticketing.limits import UNLIMITED
 
 # Paths that repeat others under another prefix: one description serves both. And the documents themselves.
 LEFT_OUT = re.compile(r"/api/ticketing/.*|/api/v1/incidents(/\{id\}.*)?|/api/incidents/batch|/api/(schema|docs)")
@@ -62,16 +63,18 @@ ERRORS = {
     "403": "The credential's role does not allow it; or the CSRF token is missing.",
     "413": "The body is larger than 10 MiB, or holds too many values.",
     "415": "The body is not `application/json` in UTF-8, or it is compressed.",
+    "429": "This caller makes too many requests a second. Come again after Retry-After.",
     "503": "The database cannot be used. Nothing was changed that was not confirmed; try again after Retry-After.",
 }
 
 
 def with_common_errors(result, **_):
     """What every operation of a kind may answer, said once. And a credential is always asked for off local mode."""
-    for operations in result["paths"].values():
+    for path, operations in result["paths"].items():
         for operation in operations.values():
             operation["security"] = [one for one in operation.get("security", []) if one]
             statuses = ["401", "403", "503"] if operation["security"] else []
+            statuses += ["429"] if path not in UNLIMITED else []
             if "requestBody" in operation:
                 statuses += ["400", "413", "415"]
             elif any(one["in"] == "query" for one in operation.get("parameters", [])):

@@ -44,6 +44,14 @@ def read(name: str, default: object = None) -> object:
     return value
 
 
+def whole(name: str, least: int, most: int, default: int | None = None) -> int:
+    """A whole number within bounds."""
+    value = read(name, default)
+    if not least <= value <= most:
+        raise Refused(f"{name} is a number from {least} to {most}, not {value}.")
+    return value
+
+
 def words(name: str, default: list[str]) -> list[str]:
     """A list written with commas; blanks are dropped."""
     return [word.strip() for word in text(name).split(",") if word.strip()] or default
@@ -136,16 +144,6 @@ def listen_host(local_mode: bool) -> str:
     if local_mode and host != "localhost" and not _is_loopback(host):
         raise Refused(f"LOCAL_MODE lets anybody on this machine act, so HOST must be a loopback address, not {host}.")
     return host
-
-
-def proxy_ssl_header() -> tuple[str, str] | None:
-    """What makes Django take a request for one that came by TLS. Nothing does, unless an operator says so."""
-    name = text("PROXY_SSL_HEADER")
-    if not name:
-        return None
-    if not re.fullmatch(r"[A-Za-z0-9-]+", name):
-        raise Refused("PROXY_SSL_HEADER is not a header's name such as X-Forwarded-Proto.")
-    return f"HTTP_{name.upper().replace('-', '_')}", "https"
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # Whatever callers pass as `extra=` under these names is shown beside the message.
 IDS = ("incident", "ticket", "platform", "actor")
-FIELDS = (*IDS, "method", "path", "status", "ms")
+FIELDS = (*IDS, "method", "path", "status", "ms", "peer")
 
 
 class RequestFilter(logging.Filter):

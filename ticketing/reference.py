@@ -43,7 +43,7 @@ SETTINGS = {
             "PUBLIC_URL",
             "str",
             "Where people reach the console: tickets link there. With `https://`, cookies are for TLS alone, and "
-            "browsers are told to stay with it (HSTS, see `PROXY_SSL_HEADER`).",
+            "browsers are told to stay with it (HSTS, see `TRUSTED_PROXIES`).",
             told="`http://HOST:PORT`",
         ),
         Setting(
@@ -55,10 +55,19 @@ SETTINGS = {
             needed=True,
         ),
         Setting(
-            "PROXY_SSL_HEADER",
-            "str",
-            "The header in which a proxy in front says `https`, such as `X-Forwarded-Proto`. Believed from everybody "
-            "who can reach the port: set it only where the proxy always overwrites it.",
+            "TRUSTED_PROXIES",
+            "list",
+            "Networks (CIDR) of the proxies in front. From their addresses alone `X-Forwarded-For`, `-Proto` and "
+            "`-Host` are believed: the login throttle, rate limits and logs go by the true peer, and HSTS is sent. "
+            "From all others they are ignored.",
+        ),
+        Setting(
+            "RATE_LIMIT_PER_SECOND",
+            "int",
+            "How many requests a second one caller (an API key, a user, or an address without a credential) may make, "
+            "in each web process, after a burst of two seconds' worth. The rest gets 429. `0`: no limit.",
+            default=300,
+            told="`300`; none in local mode",
         ),
         Setting(
             "SECRET_KEY",

@@ -69,7 +69,8 @@ def _note(request: HttpRequest, status: int, seconds: float) -> None:
     path = request.path[:LONGEST_PATH]
     ms = round(seconds * 1000)
     level = logging.DEBUG if status < 400 and path.startswith(ROUTINE) else logging.INFO
-    shown = {"method": request.method, "path": path, "status": status, "ms": ms, "actor": _actor(request)}
+    peer = request.META.get("REMOTE_ADDR", "")
+    shown = {"method": request.method, "path": path, "status": status, "ms": ms, "actor": _actor(request), "peer": peer}
     log.log(level, "%s %s %s %s ms", request.method, path, status, ms, extra=shown)
 
 

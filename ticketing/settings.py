@@ -19,6 +19,8 @@ PORT = environ.read("PORT")
 SECRET_KEY = environ.secret_key(DATA_DIR, LOCAL_MODE)
 ENCRYPTION_KEYS = environ.encryption_keys(DATA_DIR, LOCAL_MODE)
 ALLOWED_HOSTS = environ.allowed_hosts(LOCAL_MODE)
+TRUSTED_PROXIES = environ.networks("TRUSTED_PROXIES")
+RATE_LIMIT_PER_SECOND = environ.whole("RATE_LIMIT_PER_SECOND", 0, 100_000, default=0 if LOCAL_MODE else None)
 EGRESS_ALLOWED_NETWORKS = environ.networks("EGRESS_ALLOWED_NETWORKS")
 PUBLIC_URL = str(environ.read("PUBLIC_URL", f"http://{HOST}:{PORT}")).rstrip("/")
 # Quoted, because a folder may be called anything.
@@ -120,7 +122,6 @@ AXES_ENABLE_ACCESS_FAILURE_LOG = False
 AXES_DISABLE_ACCESS_LOG = True
 
 BEHIND_TLS = PUBLIC_URL.startswith("https://")
-SECURE_PROXY_SSL_HEADER = environ.proxy_ssl_header()
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if BEHIND_TLS else 0
 SILENCED_SYSTEM_CHECKS = [
     "security.W005",  # whether the whole domain is for TLS alone, and preloaded as such,

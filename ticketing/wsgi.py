@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 from django.core.wsgi import get_wsgi_application
+from django.utils.module_loading import import_string
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ticketing.settings")
 
@@ -15,7 +16,8 @@ CONTENT_TYPE = re.compile(
 )
 CHARSET = re.compile(r""";\s*charset=["']*([^\s;"']*)""", re.ASCII | re.IGNORECASE)
 
-_django = get_wsgi_application()
+# By its dotted path, because what it imports needs Django to be set up.
+_entrance = import_string("ticketing.entrance.Entrance")(get_wsgi_application())
 
 
 def application(environ: dict, start_response: Callable):
@@ -25,7 +27,7 @@ def application(environ: dict, start_response: Callable):
     for text.
     """
     environ["CONTENT_TYPE"] = readable(environ.get("CONTENT_TYPE", ""))
-    return _django(environ, start_response)
+    return _entrance(environ, start_response)
 
 
 def readable(content_type: str) -> str:
