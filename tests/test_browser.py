@@ -292,7 +292,7 @@ def test_the_page_follows_what_happens(console):
     page.keyboard.press(".")
     page.wait_for_selector("#act-reopen")
     assert "by bob" in page.inner_text("#head")
-    assert page.inner_text("#state") == "bob changed this just now: resolved"
+    assert page.inner_text("#state") == "bob resolved this just now"
 
 
 @pytest.mark.parametrize("path", ["", "{id}/"])

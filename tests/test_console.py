@@ -466,9 +466,48 @@ def test_an_incident_leaves_as_markdown_in_which_nothing_of_others_is_markup(vie
     assert f"/i/{incident.id})" in head
 
 
+def test_whoever_may_read_may_copy_the_incident_and_go_on_to_others(viewer):
+    [incident] = opened(anomaly())
+    menu = re.search('<details class="menu" id="more">.*?</details>', text(page(viewer, incident)))[0]
+    for word in ("Copy link", "Copy as Markdown", "Copy as JSON", "Older incident", "Newer incident"):
+        assert word in menu
+    assert "Ask the model again" not in menu
+
+
+def test_the_services_other_incidents_tell_their_causes(viewer):
+    [before] = opened(anomaly())
+    lifecycle.move("resolve", [before.id], actor="system")
+    Incident.objects.update(root_cause="The pool is exhausted.\nMore of it")
+    [incident] = opened(anomaly(severity="high"))
+    others = re.search('<section class="card" id="others">.*?</section>', text(page(viewer, incident)), re.DOTALL)[0]
+    assert before.id in others
+    assert "The pool is exhausted.</span>" in others
+    assert "More of it" not in others
+
+
+def test_a_long_cause_is_folded_and_whole(viewer):
+    [incident] = opened(anomaly())
+    for cause in ("\n".join(f"line {n}." for n in range(40)), "word " * 2000, "x" * 20_000):
+        Incident.objects.update(root_cause=cause)
+        card = re.search('<section class="card" id="cause">.*?</section>', text(page(viewer, incident)), re.DOTALL)[0]
+        parts = '<p class="text">(.*?)</p><details class="rest".*?<p class="text">(.*?)</p>'
+        head, rest = re.search(parts, card, re.DOTALL).groups()
+        assert len(head) <= 830
+        assert (head + rest).replace("\n", "") == cause.replace("\n", "")
+    Incident.objects.update(root_cause="\n".join(["short"] * 9))
+    assert "Show all" not in text(page(viewer, incident))
+
+
+def test_a_reopened_incident_says_who_reopened_it(viewer):
+    [incident] = opened(anomaly())
+    lifecycle.move("resolve", [incident.id], actor="user:bob")
+    lifecycle.move("reopen", [incident.id], actor="user:carla")
+    assert "reopened by carla" in words(page(viewer, incident))
+
+
 def test_an_incident_is_one_file(viewer):
     [incident] = opened(anomaly())
-    link = re.search(r'href="([^"]+)" download="([^"]+)"', text(page(browser("responder"), incident)))
+    link = re.search(r'href="([^"]+)" download="([^"]+)"', text(page(viewer, incident)))
     assert link[2] == f"{incident.id}.json"
     assert viewer.get(link[1]).json()["id"] == incident.id
 
@@ -990,7 +1029,7 @@ def test_the_overview_tells_how_soon_tickets_arrive(viewer):
     Ticket.objects.update(created_remotely_at=timezone.now() + timedelta(seconds=40))
     Ticket.objects.filter(pk=Ticket.objects.first().pk).update(created_remotely_at=timezone.now() + timedelta(hours=1))
     row = re.search(r'#jira">Jira</a>.*?</tr>', text(viewer.get("/admin/")))[0]
-    assert '<td class="right">20</td><td class="right">1h</td>' in row
+    assert re.findall(r'data-label="([^"]+)">([^<]+)<', row) == [("Sent, 24 h", "20"), ("p95 until there", "1h")]
 
 
 def test_the_overview_is_asked_for_once_in_half_a_minute(viewer):

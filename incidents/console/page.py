@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from django.conf import settings
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Substr
 from django.http import QueryDict
 
 from auditlog import models as auditlog
@@ -135,6 +136,7 @@ def context(known: Trail, params: QueryDict, now: datetime) -> dict:
     if params.get("order") == "oldest":
         timeline.reverse()
     evidence = Evidence.from_json(incident.evidence)
+    came_by = "reopened" if incident.status == Status.OPEN else incident.status
     anomalies, older = recent(incident, params.get("anomalies", ""))
     return {
         "incident": incident,
@@ -153,8 +155,8 @@ def context(known: Trail, params: QueryDict, now: datetime) -> dict:
         "timeline_more": more,
         "oldest_first": params.get("order") == "oldest",
         "others": others(incident),
-        "by": getattr(incident, f"{incident.status}_by", ""),
-        "since": getattr(incident, f"{incident.status}_at", None),
+        "by": getattr(incident, f"{came_by}_by"),
+        "since": getattr(incident, f"{came_by}_at"),
         "burning": incident.status != Status.RESOLVED and now - incident.last_anomaly_at < timedelta(minutes=5),
     }
 
@@ -187,8 +189,13 @@ def recent(incident: Incident, before: str) -> tuple[list[Anomaly], str]:
 
 
 def others(incident: Incident) -> list[Incident]:
+    """The service's other incidents, the newest first, each with the first line of its `cause`."""
     same = Incident.objects.filter(service=incident.service).exclude(pk=incident.pk).newest_first()
-    return list(same.only("id", "title", "status", "severity", "created_at")[:OTHERS])
+    same = same.annotate(begin=Substr("root_cause", 1, 300))
+    found = list(same.only("id", "title", "status", "severity", "created_at")[:OTHERS])
+    for other in found:
+        other.cause = next(iter(other.begin.strip().splitlines()), "")
+    return found
 
 
 def facts(incident: Incident) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """How the console writes moments, people and addresses. Nothing here marks anything as safe."""
 
+import re
 from datetime import UTC, datetime
 from urllib.parse import urlencode, urlsplit
 
@@ -13,6 +14,8 @@ register = template.Library()
 
 SIGNS = {"critical": "◆", "high": "▲", "medium": "■", "low": "●"}
 KINDS = {"key": "API key"}
+FOLDED_LINES = 8
+FOLDED_WIDTH = 100  # characters of a line, as wide as a page shows it
 
 
 @register.filter
@@ -81,6 +84,26 @@ def web_address(address: str) -> str:
     except ValueError:
         return ""
     return address if parts.scheme in ("http", "https") and parts.netloc and address.isprintable() else ""
+
+
+@register.filter
+def folded(text: str) -> tuple[str, str]:
+    """What is shown of a text at once, about eight lines, and the rest. No rest is shorter than two lines."""
+    room = FOLDED_LINES
+    for match in re.finditer("[^\n]*\n?", text):
+        taken = max(1, -(-len(match[0]) // FOLDED_WIDTH))
+        if taken > room:
+            cut = _after_word(text, match.start() + room * FOLDED_WIDTH)
+            head, rest = text[:cut].rstrip("\n"), text[cut:].strip("\n")
+            return (head, rest) if len(rest) > 2 * FOLDED_WIDTH or rest.count("\n") > 1 else (text, "")
+        room -= taken
+    return text, ""
+
+
+def _after_word(text: str, place: int) -> int:
+    """The end of the word at this place, where it ends soon."""
+    end = re.compile(r"\s").search(text, place, place + 30)
+    return end.end() if end and not text[place - 1].isspace() else place
 
 
 @register.filter

@@ -35,6 +35,10 @@
       if (time.textContent !== text) time.textContent = text;
       if (time.closest(".c-seen")) time.classList.toggle("recent", seconds < 120);
     }
+    for (const span of $$("[data-local]")) {
+      const at = new Date(span.dataset.local);
+      span.textContent = at.getTimezoneOffset() ? ` (${at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })} local)` : "";
+    }
     const button = $("[data-times]");
     if (button) button.textContent = absolute ? "Ages" : "Local time";
   };
@@ -75,7 +79,7 @@
 
   // --- Live ---
 
-  let etag = live ? live.dataset.etag : "", paused = false, timer = 0, failing = false, busyUntil = 0;
+  let etag = live ? live.dataset.etag : "", paused = false, timer = 0, out = false, busyUntil = 0;
   const state = $("#state");
   const clock = () => new Date().toLocaleTimeString([], { hour12: false });
   let lastGood = clock();
@@ -141,20 +145,30 @@
     }
     waiting = null; $("#news").hidden = true; tellSelection();
   };
+  // What the server said of a part, but for what differs each time: its age and its token.
+  const PARTS = ["head", "cause", "anomalies", "timeline", "tickets", "facts", "others"];
+  const essence = (part) => part.outerHTML.replace(/(<time [^>]*>)[^<]*/g, "$1").replace(/(name="csrfmiddlewaretoken" value=)"[^"]*"/g, "$1");
+  const shown = {};
+  if (incident) for (const id of PARTS) if ($(`#${id}`)) shown[id] = essence($(`#${id}`));
+  const HOW = { open: "reopened" };
   const mergePage = (fresh) => {
-    const before = $("#head").dataset.status, now = $("#head", fresh);
-    if (now.dataset.status !== before) { said = Date.now() + 30000; say(`${now.dataset.by || "Somebody"} changed this just now: ${now.dataset.status}`); }
-    for (const id of ["head", "cause", "anomalies", "timeline", "tickets", "facts", "others"]) {
+    const before = $("#head").dataset.status, now = $("#head", fresh).dataset;
+    if (now.status !== before) { said = Date.now() + 30000; say(`${now.by || "Somebody"} ${HOW[now.status] || now.status} this just now`); }
+    let whole = true;
+    for (const id of PARTS) {
       const old = $(`#${id}`), next = $(`#${id}`, fresh);
-      if (!old || !next || old.contains(document.activeElement) && document.activeElement.matches("textarea, input")) continue;
-      if ($("textarea", old) && $("textarea", old).value) continue;  // a note is being written
+      if (!old || !next || shown[id] === essence(next)) continue;
+      const selected = getSelection();
+      if (!selected.isCollapsed && old.contains(selected.anchorNode)) { whole = false; continue; }  // somebody copies it
+      shown[id] = essence(next);
       for (const open of $$("details[id]", old)) { const same = next.querySelector(`#${open.id}`); if (same) same.open = open.open; }
-      if (old.outerHTML === next.outerHTML) continue;
-      const focused = old.contains(document.activeElement) && document.activeElement.id;
+      const focused = old.contains(document.activeElement) && document.activeElement.id, note = $("textarea", old);
+      if (note && note.value && $("textarea", next)) $("textarea", next).replaceWith(note);  // as far as it is written
       old.replaceWith(document.adoptNode(next));
       if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
     }
     offerCopies();
+    return whole;
   };
 
   const poll = async () => {
@@ -166,12 +180,13 @@
       if (reply.status !== 304) {
         if (!reply.ok) throw new Error(String(reply.status));
         const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
-        if (list) mergeList(fresh); else mergePage(fresh);
-        etag = reply.headers.get("ETag") || "";
+        const whole = list ? mergeList(fresh) : mergePage(fresh);
+        etag = whole !== false && reply.headers.get("ETag") || "";
         tellSelection();
       }
-      failing = false; lastGood = clock(); sayState(); tellTimes();
-    } catch { failing = true; say(`Not live since ${lastGood}, retrying`, true); }
+      if (out) await tokensAnew();
+      lastGood = clock(); sayState(); tellTimes();
+    } catch { say(`Not live since ${lastGood}, retrying`, true); }
     if (performance.now() - began > 500) busyUntil = Date.now() + 60000;
     plan();
   };
@@ -182,11 +197,19 @@
     timer = setTimeout(poll, seconds * 1000);
   };
   const signedOut = () => {
+    out = true;
     say("Signed out", true);
     const link = document.createElement("a");
     link.href = location.href; link.target = "_blank"; link.textContent = "Signed out: sign in again";
     if (state) { state.hidden = false; $("span", state).replaceChildren(link); }
     timer = setTimeout(poll, 15000);
+  };
+  // Whoever signs in gets a new token, and the forms of a page from before would be refused.
+  const tokensAnew = async () => {
+    const reply = await fetch(location.href, { redirect: "error" });
+    const token = $("[name=csrfmiddlewaretoken]", new DOMParser().parseFromString(await reply.text(), "text/html"));
+    for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token.value;
+    out = false;
   };
   const pause = () => {
     paused = !paused;
@@ -226,18 +249,19 @@
   // --- Copying ---
 
   const offerCopies = () => {
-    const link = $("[data-copy-link]");
-    if (!link || !navigator.clipboard) return;
-    unhide(link); unhide($("[data-copy-from]"));
-    link.dataset.copy = location.origin + location.pathname;
+    if (!navigator.clipboard) return;
+    for (const button of $$("[data-copy-link], [data-copy-from], [data-copy-of]")) unhide(button);
+    $("[data-copy-link]").dataset.copy = location.origin + location.pathname;
   };
 
   document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy-from]");
+    const button = event.target.closest("[data-copy-from], [data-copy-of]");
     if (!button) return;
-    const reply = await fetch(button.dataset.copyFrom);
-    if (reply.ok) await navigator.clipboard.writeText(await reply.text());
-    button.textContent = reply.ok ? "Copied" : "It could not be read";
+    const { copyFrom, copyOf } = button.dataset;
+    const reply = copyFrom && await fetch(copyFrom, { headers: { Accept: "*/*" } });
+    const text = copyOf ? $$("li", document.getElementById(copyOf)).map((line) => line.textContent).join("\n") : reply.ok && await reply.text();
+    if (text) await navigator.clipboard.writeText(text);
+    button.textContent = text ? "Copied" : "It could not be read";
   });
 
   document.addEventListener("click", async (event) => {
@@ -246,6 +270,14 @@
     await navigator.clipboard.writeText(element.dataset.copy);
     element.classList.add("copied");
     setTimeout(() => element.classList.remove("copied"), 1500);
+  });
+
+  // --- Menus: closed by Escape, and by whatever is done elsewhere ---
+
+  document.addEventListener("click", (event) => { for (const menu of $$("details.menu[open], details.note[open]")) if (!menu.contains(event.target)) menu.open = false; });
+  document.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && event.target.closest("details.menu[open], details.note[open]");
+    if (menu) { menu.open = false; $("summary", menu).focus(); event.stopImmediatePropagation(); }
   });
 
   // --- Keys ---
@@ -265,12 +297,17 @@
   };
   const follow = (css) => { const link = standing() && $(css, standing()); if (link) link.click(); };
   const toggleHere = (range) => { const box = standing() && $("input[name=ids]", standing()); if (box) pick(box, !box.checked, range); };
+  const filters = () => {
+    const fold = $("#show-filters"), first = $("#filters a");
+    if (getComputedStyle(fold).display !== "none") fold.click();
+    if (first.offsetParent) first.focus();
+  };
   const KEYS = {
-    j: () => step(1), k: () => step(-1), ArrowDown: () => here && step(1), ArrowUp: () => here && step(-1),
+    j: () => step(1), k: () => step(-1), ArrowDown: () => step(1), ArrowUp: () => step(-1),
     x: () => toggleHere(false), X: () => toggleHere(true),
     o: () => (list ? follow(".c-tickets a[target]") : $("#tickets a[target]") && $("#tickets a[target]").click()),
     a: () => press("acknowledge"), e: () => press("escalate"), r: () => press("resolve"),
-    "/": () => $("#q") && $("#q").focus(), f: () => $("#show-filters") && $("#show-filters").click(),
+    "/": () => $("#q") && $("#q").focus(), f: () => list && filters(),
     p: () => list && pause(), t: () => list && turnTimes(), ".": () => poll(),
     u: () => { if (incident) location.href = $("#site-name a").href; },
     "?": () => dialog.showModal(),
@@ -283,7 +320,7 @@
     if (stored("keys") === "off" && event.key !== "Escape") return;
     const act = KEYS[event.key];
     if (!act) return;
-    if (event.key.startsWith("Arrow") && !here) return;
+    if (event.key.startsWith("Arrow") && !rows().length) return;
     event.preventDefault();
     act();
   });
