@@ -26,6 +26,7 @@ RETRIED_AT_ONCE = 5000
 # How long tickets that people read at leisure wait for the model's answer, so that their first text carries it.
 WAIT_FOR_CAUSE_SECONDS = 5
 ASKED_AGAIN_SECONDS = 60
+MOST_URGENT = min(SEVERITY_RANK.values())
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _create_tickets(pairs: Sequence[tuple[Incident, str]], config: Current, *, w
             Ticket(
                 incident=incident,
                 platform=name,
-                urgency=SEVERITY_RANK[incident.severity],
+                urgency=_urgency(incident),
                 settings_version_id=config.platforms[name].version_id,
                 due_at=lease(WAIT_FOR_CAUSE_SECONDS) if wait_for_cause and not PLATFORMS[name].pages else Now(),
             )
@@ -126,6 +127,11 @@ def _create_tickets(pairs: Sequence[tuple[Incident, str]], config: Current, *, w
         ignore_conflicts=True,
     )
     wakeup.wake("tickets", {name for _, name in pairs})
+
+
+def _urgency(incident: Incident) -> int:
+    """Whom somebody escalated for is told before the backlog, however low the fault was thought to be."""
+    return MOST_URGENT if incident.status == Status.ESCALATED else SEVERITY_RANK[incident.severity]
 
 
 # --- Moving -----------------------------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def _apply(
             setattr(incident, field, value)
         incident.updated_at = max(incident.updated_at, now)
     auditlog.write(entries)
-    tickets_want_more(ids)
+    tickets_want_more(ids, **({"urgency": _urgency(incidents[0])} if wanted.name == "escalate" else {}))
     if targets:
         _escalate_to(incidents, targets, config)
 
@@ -246,10 +252,11 @@ def _changes(wanted: Move, targets: list[str], *, actor: str, at: datetime) -> d
     return changes | ({"escalated_to": targets} if wanted.name == "escalate" else {})
 
 
-def tickets_want_more(incident_ids: Sequence[str], *, due_at: Case | Now | None = None) -> None:
+def tickets_want_more(incident_ids: Sequence[str], *, due_at: Case | Now | None = None, **changes: object) -> None:
     """The incidents' tickets no longer show what they should: they are due at once, those given up too."""
     tickets = Ticket.objects.filter(incident_id__in=incident_ids)
-    tickets.update(wanted_version=F("wanted_version") + 1, due_at=due_at or Now(), parked_at=None, attempts=0)
+    more = F("wanted_version") + 1
+    tickets.update(wanted_version=more, due_at=due_at or Now(), parked_at=None, attempts=0, **changes)
     wakeup.wake("tickets", set(PLATFORMS))
 
 

@@ -1,5 +1,6 @@
 """Claims, leases and the fence, with real threads, processes and sockets; and what a sick platform may delay."""
 
+import json
 import os
 import signal
 import subprocess
@@ -297,14 +298,68 @@ class TestASickPlatform:
         assert {name for name, grace in graces.items() if grace == 0} == {"pagerduty", "opsgenie"}
         assert max(graces.values()) < 0.1
 
+    def test_in_a_burst_pages_leave_first(self, everywhere, sweep, send):
+        send(*({"service": f"burst-{n}"} for n in range(40)))
+        until(lambda: everywhere.pagerduty.pages >= 30, 20)
+        assert len(everywhere.slack.messages) < 15, "each lane had a fifth of the worker"
+        until(lambda: not Ticket.objects.behind().exists(), 30)
+
+
+@pytest.mark.django_db
+class TestTheOrder:
+    def drain(self) -> None:
+        while attempt_next("pagerduty"):
+            pass
+
+    def events(self, standins) -> list[str]:
+        """In the order in which they were sent."""
+        sent = [json.loads(seen.body) for seen in standins.pagerduty.seen]
+        return [f"{event['event_action']} {event['dedup_key'].rpartition('-')[0]}" for event in sent]
+
     def test_critical_goes_first(self, only, send):
         standins = only("pagerduty")
         for severity in ("low", "medium", "high", "critical"):
             send({"service": "a", "severity": severity}, {"service": "b", "severity": severity})
-        while attempt_next("pagerduty"):
-            pass
+        self.drain()
         told = [alerts[0].severity for alerts in standins.pagerduty.alerts.values()]
         assert told == ["critical", "critical", "error", "error", "warning", "warning", "info", "info"]
+
+    def test_of_equally_urgent_ones_a_page_goes_before_what_is_known_already(self, only, send, api):
+        standins = only("pagerduty")
+        known = send({"service": "a"}, {"service": "b"})["incidents"]
+        self.drain()
+        for incident_id in known:
+            move(api, incident_id, "acknowledge")
+        [new] = send({"service": "c"})["incidents"]
+        [less] = send({"service": "d", "severity": "high"})["incidents"]
+        standins.pagerduty.seen.clear()
+        self.drain()
+        acknowledged = [f"acknowledge {incident_id}" for incident_id in known]
+        assert self.events(standins) == [f"trigger {new}", *acknowledged, f"trigger {less}"]
+
+    def test_whom_somebody_escalates_for_does_not_wait_for_the_backlog(self, only, send, api):
+        """Neither where people have been told of it before, nor where they are told now."""
+        standins = only("pagerduty")
+        [known] = send({"service": "a", "severity": "low"})["incidents"]
+        self.drain()
+        [unknown] = send({"service": "b", "severity": "low"})["incidents"]
+        backlog = send(*({"service": f"s-{n}", "severity": "high"} for n in range(3)))["incidents"]
+        for incident_id in (known, unknown):
+            move(api, incident_id, "escalate")
+        standins.pagerduty.seen.clear()
+        self.drain()
+        order = list(dict.fromkeys(one.partition(" ")[2] for one in self.events(standins)))
+        assert (set(order[:2]), set(order[2:])) == ({known, unknown}, set(backlog))
+
+    def test_is_that_of_an_index_however_many_wait(self, only, send):
+        only("pagerduty")
+        send(*({"service": f"s-{n}"} for n in range(300)))
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+        plan = Ticket.objects.due("pagerduty")[:8].explain()
+        assert "ticket_due" in plan
+        assert "sort" not in plan.lower()
+        assert "temp b-tree" not in plan.lower()
 
 
 @pytest.mark.django_db

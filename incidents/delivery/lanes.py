@@ -6,6 +6,7 @@ threads. A wake-up tells a lane to look; the sweep tells all of them each second
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -29,6 +30,9 @@ PULSE_SECONDS = 5.0
 # An incident wakes all its lanes at once. Those that page nobody let the others go first: on few cores they would
 # share the very milliseconds in which somebody is to be woken.
 GRACE_SECONDS = 0.02
+# In a burst they go on to do so while page after page leaves, for as long as this in all.
+LONGEST_GRACE_SECONDS = 4.0
+LEAVING_SECONDS = 0.05  # since the last claim: a platform that hangs or is left alone delays no other
 CAUSES = "causes"
 LOOKS = "looks"
 STOPPING_SECONDS = 6.0
@@ -43,10 +47,13 @@ class Lane:
         attempt: Callable[[Callable[[], None]], bool],
         threads: int = THREADS_PER_LANE,
         grace: float = 0.0,
+        first: Sequence["Lane"] = (),
     ) -> None:
         self.name = name
         self.grace = grace  # seconds from a wake-up to the first look
+        self.first = first  # the lanes that it lets go first
         self.attempt = attempt
+        self.claimed_at = -math.inf
         self.word = False
         self.stopped = False
         self.condition = threading.Condition()
@@ -75,20 +82,34 @@ class Lane:
                 if self.stopped:
                     break
                 self.word = False  # cleared before looking: a word that comes while looking is not lost
-            if self.grace:
-                time.sleep(self.grace)
             self._drain()
         connection.close()
 
     def _drain(self) -> None:
+        patient_until = time.monotonic() + LONGEST_GRACE_SECONDS
+        time.sleep(self.grace)
         try:
             close_old_connections()
-            # Whoever holds something wakes a second thread to look for more, and so on up to all of them.
-            while not self.stopped and self.attempt(self.wake):
-                pass
+            while not self.stopped:
+                self._let_others_go_first(patient_until)
+                if not self.attempt(self._claimed):
+                    break
         except Exception:  # the outermost loop of the thread: it must outlive whatever one attempt meets
             log.exception("An attempt of %s broke.", self.name)
             connection.close()
+
+    def _claimed(self) -> None:
+        """Whoever holds something wakes a second thread to look for more, and so on up to all of them."""
+        self.claimed_at = time.monotonic()
+        self.wake()
+
+    def _let_others_go_first(self, until: float) -> None:
+        while time.monotonic() < until and not self.stopped and any(lane.is_leaving for lane in self.first):
+            time.sleep(GRACE_SECONDS)
+
+    @property
+    def is_leaving(self) -> bool:
+        return time.monotonic() - self.claimed_at < LEAVING_SECONDS
 
 
 class Sweep:
@@ -97,11 +118,14 @@ class Sweep:
     def __init__(self, queues: set[str], chores: Sequence[Callable[[], object]] = ()) -> None:
         self.chores = chores if "tickets" in queues else ()
         self.lanes: dict[str, Lane] = {}
+        pages: list[Lane] = []
         if "tickets" in queues:
-            self.lanes |= {name: _lane_of(name) for name in PLATFORMS}
+            pages = [_lane_of(name) for name, platform in PLATFORMS.items() if platform.pages]
+            others = [_lane_of(name, first=pages) for name, platform in PLATFORMS.items() if not platform.pages]
+            self.lanes |= {lane.name: lane for lane in (*pages, *others)}
             self.lanes[LOOKS] = Lane(LOOKS, lambda _: looks.look_next(), threads=1)
         if "causes" in queues:
-            self.lanes[CAUSES] = Lane(CAUSES, model.ask_next, grace=GRACE_SECONDS)
+            self.lanes[CAUSES] = Lane(CAUSES, model.ask_next, grace=GRACE_SECONDS, first=pages)
         self.name = f"sweep:{socket.gethostname()}:{os.getpid()}"
         self.stopped = threading.Event()
         self.pulse_at = 0.0
@@ -155,9 +179,9 @@ class Sweep:
         return names
 
 
-def _lane_of(platform: str) -> Lane:
-    grace = 0.0 if PLATFORMS[platform].pages else GRACE_SECONDS
-    return Lane(platform, lambda claimed: attempt_next(platform, claimed), grace=grace)
+def _lane_of(platform: str, first: Sequence[Lane] = ()) -> Lane:
+    grace = GRACE_SECONDS if first else 0.0
+    return Lane(platform, lambda claimed: attempt_next(platform, claimed), grace=grace, first=first)
 
 
 def beat(name: str) -> None:

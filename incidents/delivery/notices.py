@@ -67,6 +67,8 @@ def _moment(at: datetime | None) -> str:
 
 def _notes(incident: Incident, *, after: int) -> list[tuple[int, Note]]:
     """Up to the state in hand: what was said with a move that came since belongs to the next message."""
+    if last_move(incident) is None:
+        return []
     said = audit_of(incident.pk).filter(timestamp__lte=incident.updated_at)
     entries = said.filter(pk__gt=after, data__has_key="note")
     return [(e.pk, Note(e.actor, e.data["note"], e.timestamp)) for e in entries]
