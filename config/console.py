@@ -8,11 +8,13 @@ from typing import Protocol
 from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.core.exceptions import PermissionDenied
+from django.db.models import Max
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
 
+from auditlog.models import Entry
 from config import changes, durations, keys, probes
 from config.changes import Invalid
 from config.current import DEFAULTS, LLM_FIELDS, SEVERITIES, Current, read
@@ -49,6 +51,7 @@ class Typed:
     form: QueryDict
     errors: dict[str, str]
     rehearsed: str = ""  # what would come of it, where that was asked instead
+    asked: str = ""  # what it would do to people and open tickets, to be confirmed first
 
 
 class Rehearsal(Protocol):
@@ -64,7 +67,8 @@ class Rehearsal(Protocol):
 class ConfigurationPages:
     """One page with a form for each part. Each form changes its part alone, and wholly or not at all.
 
-    `open_tickets` counts a platform's tickets of active incidents, `failed_tickets` by platform those that failed;
+    `open_tickets` counts the tickets of active incidents by platform, `failed_tickets` those that failed;
+    `active_incidents` counts by severity;
     `test_model` asks the language model; `rehearse` counts what two pairs of score and window make of the last days.
     They are handed in because they belong to those who import us.
     """
@@ -73,13 +77,15 @@ class ConfigurationPages:
         self,
         site: AdminSite,
         *,
-        open_tickets: Callable[[str], int],
+        open_tickets: Callable[[], Mapping[str, int]],
+        active_incidents: Callable[[], Mapping[str, int]],
         failed_tickets: Callable[[], dict[str, int]],
         test_model: Callable[[], Probe],
         rehearse: Callable[..., Rehearsal],
     ) -> None:
         self.site = site
         self.open_tickets = open_tickets
+        self.active_incidents = active_incidents
         self.failed_tickets = failed_tickets
         self.test_model = test_model
         self.rehearse = rehearse
@@ -97,13 +103,16 @@ class ConfigurationPages:
         ]
 
     def show(self, request: HttpRequest, typed: Typed | None = None) -> HttpResponse:
-        config, failed = read(), self.failed_tickets()
+        config, failed, opened = read(), self.failed_tickets(), self.open_tickets()
+        counts = {name: {"failed": failed.get(name, 0), "open": opened.get(name, 0)} for name in PLATFORMS}
         context = self.site.each_context(request) | {
             "title": "Configuration",
             "place": "configuration",
-            "platforms": [self._platform(name, config, typed) | {"failed": failed.get(name, 0)} for name in PLATFORMS],
+            "platforms": [self._platform(name, config, typed) | counts[name] for name in PLATFORMS],
             "routing": _routing(config, typed),
+            "told_by_severity": [len(config.routed(severity)) for severity in SEVERITIES],
             "severities": SEVERITIES,
+            "changed": _last_changes(),
             "anomaly": _anomaly(config, typed),
             "llm": {
                 "boxes": _boxes(LLM_FIELDS, config.llm.settings, "llm", typed),
@@ -125,7 +134,7 @@ class ConfigurationPages:
             "is_enabled": now.enabled,
             "boxes": _boxes(platform.fields, now.settings, name, typed, prefix=f"{name}."),
             "error": mine.errors.get(f"{name}.enabled", "") if mine else "",
-            "touched": int(mine.errors.get("touched", "0")) if mine else 0,
+            "identity": " or ".join(f.label for f in platform.fields if f.name in platform.identity),
             "routed": ", ".join(s for s in SEVERITIES if name in config.routing[s]),
         }
 
@@ -139,13 +148,12 @@ class ConfigurationPages:
         enabled = request.POST.get("enabled") == "1"
         wanted = {"enabled": enabled} | _changed(PLATFORMS[name].fields, request.POST, read().platforms[name].settings)
         if not enabled and request.POST.get("confirmed") != "1" and read().platforms[name].enabled:
-            if touched := self._touched(request, name):
-                return self.show(request, Typed(name, request.POST, {"touched": str(touched)}))
+            _require_admin(request)
+            if touched := self.open_tickets().get(name, 0):
+                said = f"{_number_of(touched, 'ticket')} of active incidents at {PLATFORMS[name].label}"
+                said += " would no longer be brought up to date."
+                return self.show(request, Typed(name, request.POST, {}, asked=said))
         return self._change(request, name, lambda who: changes.patch_platforms({name: wanted}, **who))
-
-    def _touched(self, request: HttpRequest, name: str) -> int:
-        _require_admin(request)
-        return self.open_tickets(name)
 
     def routing(self, request: HttpRequest) -> HttpResponse:
         if request.method != "POST":
@@ -154,6 +162,12 @@ class ConfigurationPages:
         wanted = {severity: _ticked(severity, now[severity], request.POST) for severity in SEVERITIES}
         if request.POST.get("rehearse") == "1":
             return self._rehearse_routing(request, wanted)
+        if request.POST.get("confirmed") != "1" and (lost := _no_longer_told(wanted)):
+            _require_admin(request)
+            active = sum(self.active_incidents().get(severity, 0) for severity in lost)
+            said = f"{' '.join(lost.values())} {_number_of(active, 'active incident')} of "
+            said += f"{'this severity' if len(lost) == 1 else 'these severities'} would keep the tickets of now."
+            return self.show(request, Typed("routing", request.POST, {}, asked=said))
         changed = {severity: names for severity, names in wanted.items() if names != now[severity]}
         return self._change(request, "routing", lambda who: changes.patch_routing(changed, **who))
 
@@ -212,7 +226,7 @@ class ConfigurationPages:
                 compared = f"instead of {before:,}" if after != before else "as now"
                 told.append(f"{platform.label} {after:,} {compared}")
         total = sum(found.now.values())
-        words = f"{_period(found).capitalize()} opened {total:,} incident{'' if total == 1 else 's'}"
+        words = f"{_period(found).capitalize()} opened {_number_of(total, 'incident')}"
         words += f". With these routes the tickets would have been: {', '.join(told) or 'none'}."
         return self.show(request, Typed("routing", request.POST, {}, words))
 
@@ -244,12 +258,48 @@ def _period(found: Rehearsal) -> str:
 
 def _instead(then: Mapping[str, int], now: Mapping[str, int]) -> str:
     after, before = sum(then.values()), sum(now.values())
-    words = f"{after:,} incident{'' if after == 1 else 's'}"
+    words = _number_of(after, "incident")
     if after == before and dict(then) == dict(now):
         return f"{words}, as with those that are in force"
     changed = [severity for severity in SEVERITIES if then.get(severity, 0) != now.get(severity, 0)]
     by_severity = [f"{then.get(s, 0):,} {s} instead of {now.get(s, 0):,}" for s in changed]
     return f"{words} instead of {before:,}: {', '.join(by_severity)}"
+
+
+def _number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _no_longer_told(wanted: Mapping[str, list[str]]) -> dict[str, str]:
+    """By severity, in words, who would not hear any more of its new incidents."""
+    config, lost = read(), {}
+    for severity in SEVERITIES:
+        before = config.routed(severity)
+        gone = [PLATFORMS[name].label for name in before if name not in wanted[severity]]
+        if len(gone) == len(before) and not set(wanted[severity]) & set(config.enabled()):
+            words = f"Nobody would be told of new {severity} incidents."
+        else:
+            words = f"New {severity} incidents would no longer go to {' and '.join(gone)}."
+        if gone:
+            lost[severity] = words
+    return lost
+
+
+def _last_changes() -> dict[str, dict]:
+    """By part of the page: its latest change, who made it and when."""
+    parts = {f"config:platform:{name}": name for name in PLATFORMS}
+    parts |= {f"config:{name}": name for name in ("routing", "anomaly", "llm")}
+    newest = Entry.objects.filter(subject__in=parts).order_by().values("subject").annotate(newest=Max("id"))
+    found = Entry.objects.filter(pk__in=newest.values("newest"))
+    return {
+        parts[entry.subject]: {
+            "subject": entry.subject,
+            "who": entry.actor.removeprefix("user:"),
+            "at": entry.timestamp,
+            "what": entry.details,
+        }
+        for entry in found
+    }
 
 
 def _require_admin(request: HttpRequest) -> None:

@@ -899,6 +899,42 @@ def test_disabling_a_platform_with_open_tickets_asks_first(admin):
     assert not PlatformState.objects.get(platform="jira").enabled
 
 
+def test_whose_tickets_stay_behind_is_said_before_an_account_is_changed(admin):
+    opened(anomaly("a", "medium"), anomaly("b", "medium"))
+    card = re.search('<section class="card" id="jira">.*?</section>', text(admin.get(CONFIG)), re.DOTALL)[0]
+    assert "2 tickets of active incidents are here. After a change of Site or Project key they stay where" in card
+
+
+def test_a_route_that_is_taken_away_is_asked_about_first(admin):
+    opened(anomaly("a", "critical"), anomaly("b", "medium"))
+    routes = {"critical": ["pagerduty", "jira"], "high": [], "medium": ["jira"], "low": []}
+    changes.patch_routing(routes, actor="system")
+    before = Entry.objects.count()
+    kept = {"routing-critical": ["jira"], "routing-high": ["jira"]}
+    shown = text(admin.post(f"{CONFIG}routing/", kept))
+    assert "New critical incidents would no longer go to PagerDuty. Nobody would be told of new medium" in shown
+    assert "2 active incidents of these severities would keep the tickets of now." in shown
+    assert Entry.objects.count() == before
+    assert shown.count("nobody</b>") == 2
+    admin.post(f"{CONFIG}routing/", kept | {"confirmed": "1"})
+    assert Entry.objects.last().data["values"] == {"critical": ["jira"], "high": ["jira"], "medium": []}
+
+
+def test_each_part_says_who_changed_it_last_and_when(admin):
+    changes.patch_anomaly({"minimumScore": 0.7}, actor="user:bob")
+    changes.patch_anomaly({"minimumScore": 0.8}, actor="user:carla")
+    changes.patch_platforms({"pagerduty": {"routingKey": CANARY}}, actor="key:ci")
+    shown = text(admin.get(CONFIG))
+    said = {
+        part: re.sub("<[^>]+>", "", re.search(f'id="{part}">.*?class="changed">(.*?)</p>', shown, re.DOTALL)[1])
+        for part in ("anomaly", "pagerduty")
+    }
+    assert re.match(r"Last changed by carla at \S+ \S+ UTC: minimumScore changed from 0.7 to 0.8", said["anomaly"])
+    assert said["pagerduty"].startswith("Last changed by key:ci")
+    assert CANARY not in shown
+    assert "?q=config%3Aanomaly" in shown
+
+
 def test_routing_is_a_grid_and_keeps_its_order(admin):
     changes.patch_routing({"critical": ["slack", "pagerduty"]}, actor="system")
     ticked = {"routing-critical": ["pagerduty", "jira", "slack"], "routing-high": ["jira", "slack"]}

@@ -3,6 +3,7 @@
 from django.contrib.admin import AdminSite
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.cache import cache
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -33,7 +34,8 @@ class Console(AdminSite):
         super().__init__(name)
         self.configuration = ConfigurationPages(
             self,
-            open_tickets=_open_tickets,
+            open_tickets=lambda: Ticket.objects.filter(incident__in=Incident.objects.active()).by_platform(),
+            active_incidents=_active_incidents,
             failed_tickets=lambda: Ticket.objects.failing().by_platform(),
             test_model=_test_model,
             rehearse=rehearse,
@@ -75,8 +77,9 @@ def _incidents() -> str:
     return reverse("admin:incidents_incident_changelist")
 
 
-def _open_tickets(platform: str) -> int:
-    return Ticket.objects.filter(platform=platform, incident__in=Incident.objects.active()).count()
+def _active_incidents() -> dict[str, int]:
+    rows = Incident.objects.active().order_by().values_list("severity")
+    return dict(rows.annotate(count=Count("pk")))
 
 
 def _test_model() -> Probe:
