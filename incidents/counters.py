@@ -70,7 +70,13 @@ WEBHOOKS = Metric(
     "refused (signature or secret), unreadable.",
     {"platform": tuple(PLATFORMS), "outcome": ("moved", "ignored", "refused", "unreadable")},
 )
-COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS, WAKEUPS_LOST, WEBHOOKS)
+WATCHDOG = Metric(
+    "ticketing_watchdog_exits_total",
+    "counter",
+    "Workers that ended themselves to be started again: deaf to the broker, or their sweep or an attempt stuck.",
+    {"reason": ("deaf", "sweep", "attempt")},
+)
+COUNTED = (INTAKE, ATTEMPTS, TIME_TO_SHOW, HTTP_REQUESTS, WAKEUPS_LOST, WEBHOOKS, WATCHDOG)
 
 _lock = threading.Lock()
 _pending: Tally[str] = Tally()

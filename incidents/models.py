@@ -396,7 +396,8 @@ class ModelHealth(models.Model):
 
 
 class Pulse(models.Model):
-    """When a part of the machinery was last seen working: `sweep:<host>:<pid>`, `beat`, `look:<platform>`."""
+    """When a part of the machinery was last seen working: `sweep:<host>:<pid>` (and `hears:…`, the broker), `beat`,
+    `look:<platform>`."""
 
     name = models.CharField(primary_key=True, max_length=200)
     at = models.DateTimeField()

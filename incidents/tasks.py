@@ -6,11 +6,12 @@ from celery import bootsteps, shared_task
 from celery.signals import beat_init, worker_shutting_down
 from kombu.exceptions import KombuError
 
-from incidents import counters, drill, retention
+from incidents import counters, drill, retention, wakeup, watchdog
 from incidents.causes import health
 from incidents.delivery import lanes
 
 _sweep: lanes.Sweep | None = None
+_watchdog: watchdog.Watchdog | None = None
 
 
 class Sweeping(bootsteps.StartStopStep):
@@ -19,11 +20,15 @@ class Sweeping(bootsteps.StartStopStep):
     requires = {"celery.worker.components:Pool"}
 
     def start(self, worker) -> None:
-        global _sweep
+        global _sweep, _watchdog
         counters.start()
         _sweep = lanes.Sweep(set(worker.app.amqp.queues.consume_from), chores=[drill.end_due])
+        echo = worker.app.amqp.queues.select_add(watchdog.echo_queue())
+        _watchdog = watchdog.Watchdog(_sweep, echo)
 
     def stop(self, worker) -> None:
+        if _watchdog:
+            _watchdog.stop()
         if _sweep:
             _sweep.stop()
         counters.stop()
@@ -46,6 +51,12 @@ def wake_tickets(platforms: list[str]) -> None:
 def wake_causes(_: list[str]) -> None:
     if _sweep:
         _sweep.wake([lanes.CAUSES])
+
+
+@shared_task(name=wakeup.ECHO)
+def hear() -> None:
+    if _watchdog:
+        _watchdog.heard()
 
 
 @shared_task(name="causes.check_model")

@@ -130,18 +130,25 @@ def work(db):
 
 
 @pytest.fixture
-def start_worker():
+def test_database_url(db) -> str:
+    """The tests' database, as another process is told of it."""
+    database = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{database['NAME']}"
+    return f"postgresql://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
+
+
+@pytest.fixture
+def start_worker(test_database_url):
     """Another process with the tests' database: runs a few lines of Python, under another program if one is named.
     What it logs can be read."""
     started = []
 
     def start(code: str, *under: str) -> subprocess.Popen:
-        database = connection.settings_dict
-        if connection.vendor == "sqlite":
-            url = f"sqlite:///{database['NAME']}"
-        else:
-            url = f"postgresql://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
-        environment = os.environ | {"DATABASE_URL": url, "EGRESS_ALLOWED_NETWORKS": ",".join(Standins.NETWORKS)}
+        environment = os.environ | {
+            "DATABASE_URL": test_database_url,
+            "EGRESS_ALLOWED_NETWORKS": ",".join(Standins.NETWORKS),
+        }
         code = "import django; django.setup()\nfrom incidents.delivery import attempts\n" + code
         argv = (*under, sys.executable, "-c", code)
         started.append(subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))

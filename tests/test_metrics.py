@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from incidents import counters
 from incidents.delivery.lanes import beat
-from incidents.models import Counter, Incident, Ticket
+from incidents.models import Counter, Incident, Pulse, Ticket
 from ticketing import metrics
 
 TOLD = "text/plain; version=0.0.4; charset=utf-8"
@@ -149,8 +149,12 @@ class TestLevels:
         for name in ("beat", "sweep:one:1", "sweep:two:2"):
             beat(name)
         seen = figures()
-        assert (seen["ticketing_ready"], seen["ticketing_worker_sweeps"]) == (1, 2)
+        assert (seen["ticketing_ready"], seen["ticketing_worker_sweeps"], seen["ticketing_worker_hears"]) == (1, 2, 0)
         assert seen["ticketing_beat_age_seconds"] < 5
+        beat("hears:two:2")
+        assert figures()["ticketing_worker_hears"] == 1
+        Pulse.objects.filter(name="hears:two:2").update(at=timezone.now() - timedelta(seconds=31))
+        assert figures()["ticketing_worker_hears"] == 0
 
 
 class TestCounts:

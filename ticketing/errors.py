@@ -28,6 +28,8 @@ MESSAGES = {
     503: "The database cannot be reached. Nothing was changed that was not confirmed; try again shortly.",
 }
 
+NO_SPACE = "The database has no space left. Nothing was changed that was not confirmed; try again shortly."
+
 
 def body(message: str, errors: object = None) -> dict:
     return {"status": "error", "message": message, "errors": errors or {}}
@@ -39,9 +41,7 @@ def exception_handler(error: Exception, context: dict) -> Response:
         named = "; ".join(f"{name}: {text}" for name, text in list(error.errors.items())[:3])
         return Response(body(f"Nothing was changed. {named}", error.errors), 400)
     if is_store_down(error):
-        connection.close()
-        log.error("The database cannot be used: %s", type(error).__name__)
-        return Response(body(MESSAGES[503]), 503, headers={"Retry-After": "2"})
+        return Response(body(_why_down(error)), 503, headers={"Retry-After": "2"})
     if isinstance(error, SuspiciousOperation):  # Django's own limits: the number of parameters, the size of a body
         status = 413 if isinstance(error, RequestDataTooBig) else 400
         return Response(body(MESSAGES[status]), status)
@@ -77,12 +77,18 @@ def is_store_down(error: BaseException) -> bool:
     return isinstance(error, InternalError) and getattr(error.__cause__, "sqlstate", None) == READ_ONLY
 
 
+def _why_down(error: Exception) -> str:
+    """What to say of it. The connection is not used again: a former primary keeps it, and refuses all that matters."""
+    connection.close()
+    cause = error.__cause__ or error
+    log.error("The database cannot be used: %s", type(cause).__name__)
+    return NO_SPACE if "DiskFull" in type(cause).__name__ or "disk is full" in str(cause) else MESSAGES[503]
+
+
 def store_down(request: HttpRequest, error: Exception) -> HttpResponse | None:
     if not (isinstance(error, DatabaseError | InterfaceError) and is_store_down(error)):
         return None
-    connection.close()
-    log.error("The database cannot be used: %s", type(error).__name__)
-    answer = _answer(request, 503)
+    answer = _answer(request, 503, _why_down(error))
     answer["Retry-After"] = "2"
     return answer
 

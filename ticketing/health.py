@@ -23,6 +23,10 @@ from ticketing.access import nobody
 
 SWEEP_SILENT = timedelta(seconds=15)
 BEAT_SILENT = timedelta(seconds=60)
+DEAF = timedelta(seconds=30)
+
+BEAT = "Beat is silent: the model's health is not checked. Start Celery beat, and a worker for it."
+BROKER = "No worker hears the broker: tickets leave by the sweep, beat's work is not done. Start the broker."
 
 _migrated = False
 
@@ -39,11 +43,22 @@ def missing() -> list[str]:
         connection.close()
         return ["The database cannot be reached."]
     problems = [unreadable] if unreadable else []
-    if not any(name.startswith("sweep:") and age <= SWEEP_SILENT for name, age in ages.items()):
+    sweep, hear = sweeping(ages), hearing(ages)
+    if not sweep:
         problems.append("No worker sweeps: no ticket is delivered. Start a Celery worker.")
     if not ("beat" in ages and ages["beat"] <= BEAT_SILENT):
-        problems.append("Beat is silent: the model's health is not checked. Start Celery beat, and a worker for it.")
+        problems.append(BEAT if hear or not sweep else BROKER)
     return problems
+
+
+def sweeping(ages: dict[str, timedelta]) -> int:
+    """How many worker processes sweep, by the ages of all pulses."""
+    return sum(name.startswith("sweep:") and age <= SWEEP_SILENT for name, age in ages.items())
+
+
+def hearing(ages: dict[str, timedelta]) -> int:
+    """How many of them hear what they send to themselves through the broker."""
+    return sum(name.startswith("hears:") and age <= DEAF for name, age in ages.items())
 
 
 def late() -> list[str]:

@@ -39,6 +39,10 @@ def _gauge(name: str, about: str, labels: dict | None = None) -> Metric:
 
 READY = _gauge("ready", "1 where /ready says ok.")
 SWEEPS = _gauge("worker_sweeps", "Worker processes that were seen sweeping within the last 15 s.")
+HEARS = _gauge(
+    "worker_hears",
+    "Worker processes that heard the broker within the last 30 s. Fewer than sweep: it is away, or a worker is deaf.",
+)
 BEAT_AGE = _gauge("beat_age_seconds", "Since Celery beat was last seen working; +Inf where it never was.")
 BEHIND = _gauge(
     "tickets_behind", "Tickets that do not show what they should and are not given up.", EACH_PLATFORM
@@ -85,7 +89,7 @@ MODEL_WELL = _gauge("model_available", "1 where the last check reached the model
 MODEL_AGE = _gauge("model_checked_seconds", "Since that check; +Inf where there was none.")
 
 METRICS = (
-    *(READY, SWEEPS, BEAT_AGE, BEHIND, BEHIND_AGE, DUE, DUE_AGE, PARKED, DIFFERING, PROVEN_AGE),
+    *(READY, SWEEPS, HEARS, BEAT_AGE, BEHIND, BEHIND_AGE, DUE, DUE_AGE, PARKED, DIFFERING, PROVEN_AGE),
     *(ENABLED, PAUSED, FAILURES, BREAKER),
     *(INCIDENTS, CAUSES, CAUSES_DUE, CAUSES_AGE, MODEL, MODEL_WELL, MODEL_AGE, *COUNTED),
 )
@@ -150,7 +154,8 @@ def _levels() -> Iterator[Level]:
 def _machinery() -> Iterator[Level]:
     yield READY, not health.missing(), {}
     ages = {pulse.name: pulse.now - pulse.at for pulse in Pulse.objects.annotate(now=Now())}
-    yield SWEEPS, sum(name.startswith("sweep:") and age <= health.SWEEP_SILENT for name, age in ages.items()), {}
+    yield SWEEPS, health.sweeping(ages), {}
+    yield HEARS, health.hearing(ages), {}
     yield BEAT_AGE, ages["beat"].total_seconds() if "beat" in ages else inf, {}
 
 

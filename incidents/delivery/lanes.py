@@ -12,8 +12,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from django.db import close_old_connections, connection
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 from django.db.models.functions import Now
 
 from incidents.causes import model
@@ -57,6 +58,7 @@ class Lane:
         self.word = False
         self.stopped = False
         self.condition = threading.Condition()
+        self.began: dict[str, float] = {}  # by the name of each thread that works: since when, by the monotonic clock
         self.threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(threads)
@@ -75,6 +77,13 @@ class Lane:
             self.stopped = True
             self.condition.notify_all()
 
+    def oldest(self) -> float | None:
+        """When the attempt began that is under way for longest, by the monotonic clock."""
+        return min(list(self.began.values()), default=None)
+
+    def lost_a_thread(self) -> bool:
+        return not self.stopped and not all(thread.is_alive() for thread in self.threads)
+
     def _run(self) -> None:
         while True:
             with self.condition:
@@ -88,15 +97,20 @@ class Lane:
     def _drain(self) -> None:
         patient_until = time.monotonic() + LONGEST_GRACE_SECONDS
         time.sleep(self.grace)
+        me = threading.current_thread().name
         try:
+            self.began[me] = time.monotonic()
             close_old_connections()
             while not self.stopped:
                 self._let_others_go_first(patient_until)
+                self.began[me] = time.monotonic()
                 if not self.attempt(self._claimed):
                     break
         except Exception:  # the outermost loop of the thread: it must outlive whatever one attempt meets
             log.exception("An attempt of %s broke.", self.name)
             connection.close()
+        finally:
+            del self.began[me]
 
     def _claimed(self) -> None:
         """Whoever holds something wakes a second thread to look for more, and so on up to all of them."""
@@ -126,9 +140,11 @@ class Sweep:
             self.lanes[LOOKS] = Lane(LOOKS, lambda _: looks.look_next(), threads=1)
         if "causes" in queues:
             self.lanes[CAUSES] = Lane(CAUSES, model.ask_next, grace=GRACE_SECONDS, first=pages)
-        self.name = f"sweep:{socket.gethostname()}:{os.getpid()}"
+        place = f"{socket.gethostname()}:{os.getpid()}"
+        self.name, self.hears = f"sweep:{place}", f"hears:{place}"  # its pulses
         self.stopped = threading.Event()
         self.pulse_at = 0.0
+        self.swept_at = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="sweep", daemon=True)
         self.thread.start()
 
@@ -157,11 +173,13 @@ class Sweep:
             except Exception:  # the outermost loop of the thread: the last thing to die
                 log.exception("The sweep broke; it goes on.")
                 connection.close()
-        Pulse.objects.filter(name=self.name).delete()
+        with suppress(DatabaseError, InterfaceError):  # they grow old by themselves
+            Pulse.objects.filter(name__in=[self.name, self.hears]).delete()
         connection.close()
 
     def once(self) -> None:
         self.wake(self.due())
+        self.swept_at = time.monotonic()
         if time.monotonic() - self.pulse_at >= PULSE_SECONDS:
             beat(self.name)
             self.pulse_at = time.monotonic()
