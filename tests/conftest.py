@@ -18,6 +18,7 @@ from incidents.causes import model
 from incidents.delivery.attempts import attempt_next
 from incidents.models import Incident, PlatformPause, Ticket
 from platforms.catalog import PLATFORMS
+from tests.browser import chromium, console  # noqa: F401  (fixtures)
 from tests.standins import Standins
 from ticketing.processes import ROOT
 

@@ -21,6 +21,8 @@ HEAD = (
     *("id", "title", "severity", "status", "service", "anomalyCount", "anomalyScore", "createdAt", "updatedAt"),
     *("acknowledgedAt", "acknowledgedBy", "resolvedAt", "resolvedBy", "platforms", "rootCause"),
 )
+# What a terminal would obey, and what would turn the order of the text behind it.
+UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # What makes a spreadsheet take a text for a formula (OWASP, CSV injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -42,7 +44,12 @@ def _cells(incident: Incident) -> Iterator[object]:
     yield from (" ".join(incident.platforms), _text(incident.root_cause))
 
 
+def _seen(text: str) -> str:
+    return UNSEEN.sub("\ufffd", text)
+
+
 def _text(text: str) -> str:
+    text = _seen(text)
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
@@ -80,11 +87,11 @@ def markdown(known: Trail) -> str:
 
 
 def _plain(text: str) -> str:
-    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return MARKUP.sub(r"\\\1", " ".join(_seen(text).split()))
 
 
 def _fenced(text: str) -> str:
     """In a fence longer than any within."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
+    return f"{fence}\n{_seen(text)}\n{fence}"

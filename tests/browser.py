@@ -1,0 +1,113 @@
+"""A real browser for the tests of the console: Debian's Chromium, signed in, and what it complained of."""
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.utils import timezone
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from config.current import forget
+from config.models import PlatformState
+from incidents import intake
+from incidents.models import Incident
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+LIST = "/admin/incidents/incident/"
+PASSWORD = "a-long-password"
+
+needs_chromium = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with pytest.MonkeyPatch.context() as environment:
+        # Playwright's loop runs in this thread; Django only sees a loop and takes us for async code.
+        environment.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+            yield browser
+            browser.close()
+
+
+class Console:
+    """A browser's window, and what it complained of. `heard` are the statuses that it was answered with."""
+
+    def __init__(self, chromium: Browser, url: str, **options) -> None:
+        self.url = url
+        self.context = chromium.new_context(base_url=url, **({"viewport": {"width": 1440, "height": 900}} | options))
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.complaints: list[str] = []
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _heard(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{self.page.url}: {message.text}")
+
+    def sign_in(self, address: str = LIST) -> Page:
+        """As somebody who logged in before. The form itself is for the tests that are about it."""
+        client = Client()
+        client.force_login(User.objects.get(username="anna"), backend="ticketing.access.RolesAtOnce")
+        name = settings.SESSION_COOKIE_NAME
+        self.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": self.url}])
+        self.page.goto(address)
+        return self.page
+
+    def log_in(self) -> Page:
+        self.page.goto("/admin/login/")
+        self.page.fill("#id_username", "anna")
+        self.page.fill("#id_password", PASSWORD)
+        self.page.press("#id_password", "Enter")
+        self.page.wait_for_url(f"**{LIST}")
+        return self.page
+
+
+@cache
+def hashed() -> str:
+    return make_password(PASSWORD)
+
+
+@pytest.fixture
+def console(chromium, live_server):
+    """Opens windows. Anna is an admin; Jira and PagerDuty are enabled."""
+    group, _ = Group.objects.get_or_create(name="admin")
+    User.objects.create(username="anna", password=hashed()).groups.add(group)
+    PlatformState.objects.create(platform="jira", enabled=True)
+    PlatformState.objects.create(platform="pagerduty", enabled=True)
+    forget()
+    consoles = []
+
+    def open_console(**options) -> Console:
+        consoles.append(Console(chromium, live_server.url, **options))
+        return consoles[-1]
+
+    yield open_console
+    for each in consoles:
+        each.context.close()
+    forget()
+
+
+def opened(*services: str, severity: str = "critical", **more) -> list[Incident]:
+    """The incidents that these services' anomalies of an hour ago open, in order."""
+    at = (timezone.now() - timedelta(hours=1)).isoformat()
+    items = [
+        {"service": service, "severity": severity, "score": 2, "title": f"Errors on {service}", "timestamp": at} | more
+        for service in services
+    ]
+    results = intake.accept(items, actor="key:grafana", request_id="test")
+    return [Incident.objects.get(pk=result.incident_id) for result in results]
