@@ -188,9 +188,11 @@ def queries(client: Client, address: str, status: int = 200, **headers: str) -> 
 def test_the_list_counts_and_shows_at_the_same_cost_whatever_there_is(responder):
     addresses = [LIST, f"{LIST}?view=all", f"{LIST}?view=undelivered", f"{LIST}?q=service&severity=low"]
     many(10)
+    Ticket.objects.update(failing_since=timezone.now())
     few = [queries(responder, address) for address in addresses]
     fragments = [queries(responder, address, x_fragment="rows") for address in addresses]
     many(1000)
+    Ticket.objects.update(failing_since=timezone.now())
     assert [queries(responder, address) for address in addresses] == few
     assert [queries(responder, address, x_fragment="rows") for address in addresses] == fragments
     assert max(few) <= 8
@@ -279,7 +281,7 @@ def test_a_search_that_takes_too_long_is_given_up_with_advice(monkeypatch):
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's index")
 def test_a_search_has_an_index_for_all_that_it_looks_through():
-    asked = listing.matching(listing.Question(view="all", q="payment"), timezone.now()).real()
+    asked = listing.matching(listing.Question(view="all", q="payment"), timezone.now())
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
     plan = asked.order_by().explain()
@@ -1051,6 +1053,7 @@ def test_the_overview_compares_how_long_it_took_at_the_same_cost_whatever_there_
     done = {"status": "resolved"}
     Incident.objects.filter(pk=recent.pk).update(created_at=hour, resolved_at=hour + timedelta(minutes=7), **done)
     Incident.objects.filter(pk=before.pk).update(created_at=week, resolved_at=week + timedelta(minutes=31), **done)
+    responder.get("/admin/")  # a process looks once whether the migrations are there
     few = cost()
     shown = text(responder.get("/admin/"))
     assert '7m / 7m<small class="before">31m / 31m</small>' in shown

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from django.db import connection
 from django.db.models import CharField, Count, Q, QuerySet, TextField, Value
-from django.db.models.expressions import Combinable
-from django.db.models.functions import Cast, Coalesce, Concat, Substr
+from django.db.models.expressions import Combinable, RawSQL
+from django.db.models.functions import Cast, Concat, Substr
 
 from config.models import PlatformState
 from incidents.console import listing
@@ -23,31 +23,41 @@ SPARK = timedelta(minutes=60)
 SPARK_STEP = timedelta(minutes=10)
 # The beginning of a moment as both engines write it, in UTC: up to its tens of minutes.
 TENS_OF_MINUTES = len("2024-03-01 03:1")
-COLUMNS = ("kind", "t1", "t2", "t3", "t4", "t5", "t6")
+COLUMNS = 6  # the most that a part may have
 
 
 @dataclass(frozen=True)
 class Glance:
     """`counts`: the active ones by status and severity. `forgotten`: open for longer than a quarter of an hour.
-    `sparks`: by incident, the anomalies of the last hour in tens of minutes, the latest at the end. `version` changes
-    with all of it and with whatever the asked rows show.
+    `shown`: the ids of the asked rows, in no order. `sparks`: by incident, the anomalies of the last hour in tens of
+    minutes, the latest at the end. `version` changes with all of it and with whatever the asked rows show.
     """
 
     counts: Counter[tuple[str, str]]
     forgotten: int
     late: listing.Late
+    shown: list[str]
     sparks: dict[str, list[int]]
     version: str
     more: dict[str, list[tuple]]  # what else was asked for, as texts, by its kind
 
 
-def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[QuerySet] = ()) -> Glance:
-    """One query. `rows`: the incidents that are shown, in order and cut; without them there are neither sparks nor
-    a version that knows them. `more`: further parts, as `told` makes them."""
+@dataclass(frozen=True)
+class Part:
+    """Some columns of some rows, six at most, which the statement tells as texts."""
+
+    kind: str
+    rows: QuerySet
+    columns: int
+
+
+def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[Part] = ()) -> Glance:
+    """One query. `rows`: the incidents that are shown, cut; without them there are neither sparks nor a version that
+    knows them. `more`: further parts, as `told` makes them."""
     parts = [_counts(now), _late(now), *more]
     if rows is not None:
-        parts += [*_of_rows(rows), _sparks(rows, now), enabled(), _pauses()]
-    found = _together(parts)
+        parts += [*_of_rows(), _sparks(now), enabled(), _pauses()]
+    found = _together(rows, parts)
     by_kind: dict[str, list[tuple]] = defaultdict(list)
     for kind, *texts in found:
         by_kind[kind].append(tuple(texts))
@@ -56,39 +66,35 @@ def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[Q
         counts[status, severity] = int(number)
         forgotten += int(old)
     version = hashlib.sha256(repr(sorted(found)).encode("utf-8", "backslashreplace")).hexdigest()
+    shown = [row[0] for row in by_kind["row"]]
     sparks = _sparks_read(by_kind["spark"], now)
-    return Glance(counts, forgotten, _late_read(by_kind["late"]), sparks, version, by_kind)
+    return Glance(counts, forgotten, _late_read(by_kind["late"]), shown, sparks, version, by_kind)
 
 
 # --- The parts --------------------------------------------------------------------------------------------------------
 
 
-def told(rows: QuerySet, kind: str, *columns: Combinable | str) -> QuerySet:
-    """The rows as texts under the names that all parts share."""
-    texts = {
-        name: Coalesce(Cast(column, TextField()), Value("", TextField()))
-        for name, column in zip(COLUMNS[1:], columns, strict=False)
-    }
-    rest = {name: Cast(Value(""), TextField()) for name in COLUMNS[1 + len(columns) :]}
-    return rows.annotate(kind=Cast(Value(kind), TextField()), **texts, **rest).values_list(*COLUMNS)
+def told(rows: QuerySet, kind: str, *columns: Combinable | str) -> Part:
+    return Part(kind, rows.values_list(*columns), len(columns))
 
 
-def _counts(now: datetime) -> QuerySet:
+def _counts(now: datetime) -> Part:
+    """From the index of the active ones alone: it knows all that is asked."""
     old = Q(status=Status.OPEN, created_at__lt=now - FORGOTTEN)
     rows = Incident.objects.active().real().order_by().values("status", "severity")
-    return told(rows, "count", "status", "severity", Count("pk"), Count("pk", filter=old))
+    rows = rows.annotate(many=Count("*"), old=Count("status", filter=old))
+    return told(rows, "count", "status", "severity", "many", "old")
 
 
-def _late(now: datetime) -> QuerySet:
-    late = listing.late_tickets(now).order_by()
-    return told(late, "late", "platform", "incident_id", "failing_since")[: listing.MOST_LATE_TOLD + 1]
+def _late(now: datetime) -> Part:
+    late = listing.late_tickets(now).order_by()[: listing.MOST_LATE_TOLD + 1]
+    return told(late, "late", "platform", "incident_id", "failing_since")
 
 
-def _of_rows(rows: QuerySet[Incident]) -> tuple[QuerySet, QuerySet]:
+def _of_rows() -> tuple[Part, Part]:
     """What the rows and their tickets show."""
-    ids = rows.values("pk")
-    incidents = Incident.objects.filter(pk__in=ids).order_by()
-    tickets = Ticket.objects.filter(incident__in=ids).order_by()
+    incidents = Incident.objects.filter(pk__in=_shown()).order_by()
+    tickets = Ticket.objects.filter(incident__in=_shown()).order_by()
     numbers = ("wanted_version", Value("/"), "shown_version", Value("/"), "seen_version")
     versions = Concat(*numbers, output_field=CharField())
     seen = Concat(Cast("seen_differs", TextField()), "seen_status", output_field=TextField())
@@ -98,29 +104,39 @@ def _of_rows(rows: QuerySet[Incident]) -> tuple[QuerySet, QuerySet]:
     )
 
 
-def _sparks(rows: QuerySet[Incident], now: datetime) -> QuerySet:
-    recent = Anomaly.objects.filter(incident__in=rows.values("pk"), at__gt=now - SPARK, at__lte=now).order_by()
+def _sparks(now: datetime) -> Part:
+    recent = Anomaly.objects.filter(incident__in=_shown(), at__gt=now - SPARK, at__lte=now).order_by()
     moments = recent.annotate(tens=Substr(Cast("at", TextField()), 1, TENS_OF_MINUTES)).values("incident_id", "tens")
-    return told(moments, "spark", "incident_id", "tens", Count("pk"))
+    return told(moments.annotate(many=Count("*")), "spark", "incident_id", "tens", "many")
 
 
-def enabled() -> QuerySet:
+def enabled() -> Part:
     return told(PlatformState.objects.filter(enabled=True).order_by(), "enabled", "platform")
 
 
-def _pauses() -> QuerySet:
+def _pauses() -> Part:
     return told(PlatformPause.objects.in_force().order_by(), "pause", "platform", "until", "reason")
 
 
-def _together(parts: list[QuerySet]) -> list[tuple]:
-    """All parts in one statement. The ORM's own union knows no parts that are cut."""
-    statements, values = [], []
+def _shown() -> RawSQL:
+    """The ids of the asked rows, which `_together` finds once for all parts."""
+    return RawSQL("SELECT id FROM shown", ())
+
+
+def _together(rows: QuerySet[Incident] | None, parts: list[Part]) -> list[tuple]:
+    """All parts in one statement, as texts. The ORM's own union knows no parts that are cut."""
+    named = {} if rows is None else {"shown (id)": rows.values("pk")}
+    told = []
     for number, part in enumerate(parts):
-        sql, params = part.query.sql_with_params()
-        statements.append(f"SELECT * FROM ({sql}) AS part{number}")
-        values += params
+        names = [f"c{column}" for column in range(part.columns)]
+        named[f"part{number} ({', '.join(names)})"] = part.rows
+        texts = [f"COALESCE(CAST({name} AS text), '')" for name in names] + ["''"] * (COLUMNS - len(names))
+        told.append(f"SELECT '{part.kind}', {', '.join(texts)} FROM part{number}")
+    asked = {name: query.query.sql_with_params() for name, query in named.items()}
+    statement = ", ".join(f"{name} AS ({sql})" for name, (sql, _) in asked.items())
     with connection.cursor() as cursor:
-        cursor.execute(" UNION ALL ".join(statements), values)
+        values = [value for _, params in asked.values() for value in params]
+        cursor.execute(f"WITH {statement} {' UNION ALL '.join(told)}", values)
         return cursor.fetchall()
 
 

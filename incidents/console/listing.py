@@ -29,6 +29,15 @@ PERIODS = {
     "30d": timedelta(days=30),
 }
 KEPT = ("service", "platform", "period", "q", "order", "after", "before")
+# What a row shows, or is sorted by.
+ROW_COLUMNS = (
+    *("title", "service", "severity", "status", "platforms", "affected_services", "anomaly_count", "last_anomaly_at"),
+    *("created_at", "number", "acknowledged_by", "escalated_by", "resolved_by", "fallback"),
+)
+TICKET_COLUMNS = (
+    *("platform", "wanted_version", "shown_version", "created_remotely_at", "due_at", "failing_since", "parked_at"),
+    *("last_error", "remote_url", "seen_differs", "seen_version", "seen_status", "seen_category"),
+)
 # A delivery that takes longer than this is told.
 LATE = timedelta(seconds=15)
 
@@ -109,8 +118,9 @@ def matching(question: Question, now: datetime) -> QuerySet:
     elif question.view in Status.values:
         incidents = incidents.filter(status=question.view)
     elif question.view == "undelivered":
-        late = late_tickets(now).filter(incident=OuterRef("pk"))
-        incidents = incidents.filter(Exists(late.filter(platform=question.platform) if question.platform else late))
+        # In this form both engines begin with the late tickets, which are few, and not with the incidents.
+        late = late_tickets(now).filter(platform=question.platform) if question.platform else late_tickets(now)
+        incidents = incidents.filter(pk__in=late.order_by().values("incident"))
     if question.platform and question.view != "undelivered":
         incidents = incidents.filter(Exists(Ticket.objects.filter(incident=OuterRef("pk"), platform=question.platform)))
     if question.severities:
@@ -138,14 +148,15 @@ def late_tickets(now: datetime) -> QuerySet:
     return Ticket.objects.behind().filter(late, platform__in=enabled_platforms().values("platform"))
 
 
-def with_tickets(incidents: QuerySet) -> QuerySet:
+def with_tickets(incidents: QuerySet, *shown: str) -> QuerySet:
     """Each incident's tickets in one further query; each ticket tells whether its platform is `enabled`, and of the
-    pause that is in force there."""
+    pause that is in force there. `shown`: the tickets' columns that are needed, if not nearly all."""
     states = enabled_platforms().filter(platform=OuterRef("platform"))
     pause = PlatformPause.objects.in_force().filter(platform=OuterRef("platform"))
     said = {f"pause_{name}": Subquery(pause.values(name)) for name in ("until", "reason", "asked")}
-    tickets = Ticket.objects.annotate(enabled=Exists(states), **said).defer("shown", "remote_data")
-    return incidents.prefetch_related(Prefetch("tickets", tickets.order_by("pk")))
+    tickets = Ticket.objects.annotate(enabled=Exists(states), **said).order_by("pk")
+    tickets = tickets.only("incident", *shown) if shown else tickets.defer("shown", "remote_data")
+    return incidents.prefetch_related(Prefetch("tickets", tickets))
 
 
 # --- One page ---------------------------------------------------------------------------------------------------------
@@ -161,22 +172,20 @@ class Page:
 def rows(question: Question, incidents: QuerySet) -> QuerySet:
     """The rows of the page that the question names, and one more: from there to the end, or to the beginning."""
     keys = ORDERS[question.sorted_by]
-    backwards = bool(question.before)
     place = _place(keys, question.before or question.after)
-    if keys[0][0] == "rank":
-        incidents = incidents.annotate(rank=severity_rank())
+    incidents = _ordered(keys, incidents, backwards=bool(question.before))
     if place:
-        incidents = incidents.filter(_behind(keys, place, backwards))
-    ordering = [F(name).desc() if falls != backwards else F(name).asc() for name, falls in keys]
-    return incidents.order_by(*ordering)[: PAGE_SIZE + 1]
+        incidents = incidents.filter(_behind(keys, place, backwards=bool(question.before)))
+    return incidents[: PAGE_SIZE + 1]
 
 
-def page(question: Question, cut: QuerySet) -> Page:
-    """The page of these `rows`. Two queries, whatever their number."""
+def page(question: Question, ids: list[str]) -> Page:
+    """The page of these `rows`. Two queries, whatever their number, and none where there is no row."""
     keys = ORDERS[question.sorted_by]
     backwards = bool(question.before)
     place = _place(keys, question.before or question.after)
-    found = list(with_tickets(cut.defer("root_cause", "evidence", "description")))
+    known = Incident.objects.filter(pk__in=ids).only(*ROW_COLUMNS)
+    found = list(_ordered(keys, with_tickets(known, *TICKET_COLUMNS), backwards)) if ids else []
     more = len(found) > PAGE_SIZE
     found = found[:PAGE_SIZE]
     if place and backwards:
@@ -187,6 +196,12 @@ def page(question: Question, cut: QuerySet) -> Page:
         newer=_said(keys, found[0]) if found and has_newer else "",
         older=_said(keys, found[-1]) if found and has_older else "",
     )
+
+
+def _ordered(keys: tuple, incidents: QuerySet, backwards: bool) -> QuerySet:
+    if keys[0][0] == "rank":
+        incidents = incidents.annotate(rank=severity_rank())
+    return incidents.order_by(*(F(name).desc() if falls != backwards else F(name).asc() for name, falls in keys))
 
 
 def _said(keys: tuple, incident: Incident) -> str:

@@ -88,7 +88,7 @@ class IncidentPages(ModelAdmin):
         etag = _etag(request, seen.version)
         if request.headers.get("X-Fragment") and etag in parse_etags(request.headers.get("If-None-Match", "")):
             return HttpResponseNotModified(headers={"ETag": etag})
-        found = listing.page(question, cut)
+        found = listing.page(question, seen.shown)
         rows = [Row(one, page.ticket_lines(one), seen.sparks.get(one.pk, ())) for one in found.incidents]
         counts = seen.counts
         context = {
