@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import re
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.core.cache import cache
 from django.db import connection
-from django.db.models import F
+from django.db.models import F, Value
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -24,6 +25,7 @@ from config.current import forget
 from config.models import ApiKey, PlatformState
 from incidents import intake, lifecycle
 from incidents.console import listing, patience
+from incidents.console.spread import Seconds, spreads
 from incidents.models import Anomaly, Incident, Ticket
 from platforms.catalog import PLATFORMS
 
@@ -1061,6 +1063,25 @@ def test_the_overview_compares_how_long_it_took_at_the_same_cost_whatever_there_
     assert "How long it took, last 30 days" in text(responder.get("/admin/?days=30"))
     many(1000)
     assert cost() == few <= 10
+
+
+def test_the_database_finds_the_percentiles_that_sorting_finds():
+    dice = random.Random(7)
+    many(60)
+    expected: dict[str, list[float]] = {}
+    for incident in Incident.objects.all():
+        took = dice.choice((None, 0, 59.999, 60, 420, dice.uniform(0, 90_000)))
+        at = None if took is None else incident.created_at + timedelta(seconds=took)
+        Incident.objects.filter(pk=incident.pk).update(acknowledged_at=at, fallback=dice.random() < 0.5)
+        expected.setdefault(incident.severity, []).extend([] if took is None else [took])
+    took = Seconds("created_at", "acknowledged_at")
+    found = spreads(Incident.objects.values_list("severity", Value(1), took), 1, [(50, 90)])
+    for severity, seconds in expected.items():
+        count, seconds = len(seconds), sorted(seconds)
+        group = found[(severity,)]
+        assert (group.count, group.marked, group.spreads[0].count) == (15, 15, count)
+        wanted = [seconds[count * share // 100] for share in (50, 90)]
+        assert [round(share, 3) for share in group.spreads[0].shares] == [round(share, 3) for share in wanted]
 
 
 def test_the_overview_tells_how_soon_tickets_arrive(viewer):

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from django.db.models import Count
-from django.db.models.functions import TruncHour, TruncMinute
+from django.db.models import Count, TextField
+from django.db.models.functions import Cast, Substr, TruncHour, TruncMinute
 
+from incidents.console.glance import Part, told
 from incidents.models import SEVERITY_RANK, Incident
 from incidents.templatetags.console import clock, span
 
@@ -15,6 +16,7 @@ BUCKETS = 48
 LONGEST = timedelta(days=7)
 BY_MINUTE = timedelta(hours=12)  # beyond it, hours are fine enough for 48 bars
 HOURS, DAYS = 24, 30
+HOUR_WRITTEN, DAY_WRITTEN = len("2024-03-01 03"), len("2024-03-01")
 BAR_STEP, BAR_WIDTH, HEIGHT = 10, 8, 56
 
 
@@ -78,32 +80,44 @@ def spark(counts: Sequence[int]) -> str:
     return "".join(f"M{i * step} 16v-{height}h{step - 2}v{height}z" for i, height in enumerate(heights) if height)
 
 
-def hourly(now: datetime) -> list[tuple[datetime, str, int]]:
-    """New incidents of the last 30 days by hour and severity, in one query."""
-    begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS - 1)
+def volume(now: datetime) -> tuple[Part, Part]:
+    """New incidents by severity: of the last day by hour, of the last 30 days by day. For `glance.look`."""
+    hours, days = _begins(now)
+    return _counted("hour", hours, HOUR_WRITTEN), _counted("day", days, DAY_WRITTEN)
+
+
+def _counted(kind: str, begin: datetime, written: int) -> Part:
+    """A moment's beginning, as both engines write it in UTC, is much cheaper than a moment cut short."""
     rows = Incident.objects.real().filter(created_at__gte=begin).order_by()
-    rows = rows.annotate(hour=TruncHour("created_at")).values_list("hour", "severity")
-    return list(rows.annotate(count=Count("pk")))
+    rows = rows.annotate(moment=Substr(Cast("created_at", TextField()), 1, written)).values("moment", "severity")
+    return told(rows.annotate(many=Count("*")), kind, "moment", "severity", "many")
 
 
-def by_hour(now: datetime, rows: Iterable[tuple[datetime, str, int]]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
+def _begins(now: datetime) -> tuple[datetime, datetime]:
+    now = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    return now - timedelta(hours=HOURS - 1), now.replace(hour=0) - timedelta(days=DAYS - 1)
+
+
+def by_hour(now: datetime, rows: Iterable[tuple]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
     """New incidents per hour of the last day, stacked by severity, and the table that says the same."""
-    begin = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
-    table = {begin + timedelta(hours=h): Counter() for h in range(HOURS)}
-    for hour, severity, count in rows:
-        if hour in table:
-            table[hour][severity] += count
+    begin, _ = _begins(now)
+    table = _table(rows, [begin + timedelta(hours=n) for n in range(HOURS)], HOUR_WRITTEN)
     return _columns(table, f"the last {HOURS} hours", step=20), list(table.items())
 
 
-def by_day(now: datetime, rows: Iterable[tuple[datetime, str, int]]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
+def by_day(now: datetime, rows: Iterable[tuple]) -> tuple[Chart, list[tuple[datetime, Counter]]]:
     """The same per day of the last 30; days are those of UTC."""
-    begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS - 1)
-    table = {begin + timedelta(days=d): Counter() for d in range(DAYS)}
-    for hour, severity, count in rows:
-        if (day := hour.replace(hour=0)) in table:
-            table[day][severity] += count
+    _, begin = _begins(now)
+    table = _table(rows, [begin + timedelta(days=n) for n in range(DAYS)], DAY_WRITTEN)
     return _columns(table, f"the last {DAYS} days", step=16), list(table.items())
+
+
+def _table(rows: Iterable[tuple], moments: list[datetime], written: int) -> dict[datetime, Counter]:
+    counts = {str(moment)[:written]: Counter() for moment in moments}
+    for text, severity, many, *_ in rows:
+        if text in counts:
+            counts[text][severity] += int(many)
+    return dict(zip(moments, counts.values(), strict=True))
 
 
 def _columns(table: dict[datetime, Counter], period: str, step: int) -> Chart:

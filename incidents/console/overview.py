@@ -1,14 +1,15 @@
 """The console's first page of numbers: what burns now, how the last days went, and whether tickets arrive."""
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.core.cache import cache
-from django.db.models import Count
+from django.db.models import Case, Count, FloatField, Value, When
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from incidents import drill
 from incidents.console import charts, glance
+from incidents.console.spread import Group, Seconds, Spread, spreads
 from incidents.models import SEVERITY_RANK, Incident, ModelHealth, Status, Ticket
 from incidents.templatetags.console import span
 from platforms.catalog import PLATFORMS
@@ -18,6 +19,9 @@ TOP_SERVICES = 5
 MOST_TIMED = 20_000
 MOST_SENT = 10_000
 DAY = timedelta(days=1)
+TIMED = ("acknowledged", "resolved")
+NONE = Spread(0, ())
+NOBODY = Group(0, 0, (NONE, NONE))
 SPANS = {"7": timedelta(days=7), "30": timedelta(days=30)}
 
 
@@ -33,11 +37,12 @@ def context(days: str) -> dict:
 def _context(days: str) -> dict:
     now = timezone.now()
     services = Incident.objects.real().filter(created_at__gte=now - DAY).order_by().values("service")
-    services = services.annotate(count=Count("pk")).order_by("-count", "service")[:TOP_SERVICES]
+    services = services.annotate(count=Count("*")).order_by("-count", "service")[:TOP_SERVICES]
     failing = Ticket.objects.failing().order_by().values("platform")
     seen = glance.look(
         now,
         more=[
+            *charts.volume(now),
             glance.told(services, "service", "service", "count"),
             glance.told(failing, "failing", "platform", Count("pk")),
             glance.enabled(),
@@ -45,8 +50,7 @@ def _context(days: str) -> dict:
             glance.told(drill.newest(), "drill", "id", "created_at"),
         ],
     )
-    hourly = charts.hourly(now)
-    chart, hours = charts.by_hour(now, hourly)
+    chart, hours = charts.by_hour(now, seen.more["hour"])
     times, cut = _times(now, SPANS[days])
     return {
         "place": "overview",
@@ -54,7 +58,7 @@ def _context(days: str) -> dict:
         "numbers": _numbers(seen),
         "chart": chart,
         "hours": list(reversed(hours)),
-        "daily": charts.by_day(now, hourly),
+        "daily": charts.by_day(now, seen.more["day"]),
         "severities": list(SEVERITY_RANK),
         "platforms": _platforms(now, seen),
         "services": [(service, int(count)) for service, count, *_ in seen.more["service"]],
@@ -83,11 +87,10 @@ def _numbers(seen: glance.Glance) -> list[tuple[str, str, str, bool]]:
 def _platforms(now: datetime, seen: glance.Glance) -> list[dict]:
     """Per platform: whether it is used, what it was told in the last day and how soon, and what waits."""
     sent = Ticket.objects.filter(incident__created_at__gte=now - DAY).order_by("-incident__created_at")
-    sent = sent.values_list("platform", "incident__created_at", "created_remotely_at")[:MOST_SENT]
-    ages: dict[str, list[float]] = {}
-    for platform, opened, arrived in sent:
-        if arrived:
-            ages.setdefault(platform, []).append(max(0.0, (arrived - opened).total_seconds()))
+    soon = Greatest(Seconds("incident__created_at", "created_remotely_at"), Value(0.0))
+    known = When(created_remotely_at__isnull=False, then=soon)
+    arrived = sent.values_list("platform", Value(0), Case(known, output_field=FloatField()))[:MOST_SENT]
+    ages = {platform: group.spreads[0] for (platform,), group in spreads(arrived, 1, [(95,)]).items()}
     failing = {platform: int(count) for platform, count, *_ in seen.more["failing"]}
     used = {platform for platform, *_ in seen.more["enabled"]}
     proven = {platform: glance.moment(at) for platform, at, *_ in seen.more["proven"]}
@@ -96,8 +99,8 @@ def _platforms(now: datetime, seen: glance.Glance) -> list[dict]:
         behind, since = seen.late.platforms.get(name, (0, None))
         row = {"name": name, "label": platform.label, "enabled": name in used, "late": behind, "since": since}
         row |= {"warning": platform.warning if name in used else "", "failing": failing.get(name, 0)}
-        mine = ages.get(name, [])
-        row |= {"sent": len(mine), "p95": span(_share(mine, 95)) if mine else ""}
+        mine = ages.get(name, NONE)
+        row |= {"sent": mine.count, "p95": span(mine.shares[0]) if mine.count else ""}
         rows.append(row | {"proven": proven.get(name)})
     return rows
 
@@ -106,38 +109,23 @@ def _times(now: datetime, period: timedelta) -> tuple[list[dict], bool]:
     """Per severity, how long people took and who told causes, against the period before; of the newest 20,000
     incidents, and whether there are more."""
     both = Incident.objects.real().filter(created_at__gte=now - 2 * period).newest_first()
-    columns = ("severity", "created_at", "acknowledged_at", "resolved_at", "fallback")
-    rows = list(both.values_list(*columns)[: MOST_TIMED + 1])
+    current = Case(When(created_at__gte=now - period, then=Value(1)), default=Value(0))
+    by_rules = Case(When(fallback=True, then=Value(1)), default=Value(0))
+    took = [Seconds("created_at", name) for name in ("acknowledged_at", "resolved_at")]
+    rows = both.values_list("severity", current, by_rules, *took)[: MOST_TIMED + 1]
+    found = spreads(rows, 2, [(50, 90), (50, 90)])
     told = []
     for severity in SEVERITY_RANK:
-        mine = [row for row in rows if row[0] == severity]
-        current = [row for row in mine if row[1] >= now - period]
-        before = [row for row in mine if row[1] < now - period]
-        told.append(
-            {
-                "severity": severity,
-                "count": len(current),
-                "count_before": len(before),
-                "acknowledged": _middle_and_most(_took(current, 2)),
-                "acknowledged_before": _middle_and_most(_took(before, 2)),
-                "resolved": _middle_and_most(_took(current, 3)),
-                "resolved_before": _middle_and_most(_took(before, 3)),
-                "fallback": f"{100 * sum(row[4] for row in current) // len(current)} %" if current else "",
-            }
-        )
-    return told, len(rows) > MOST_TIMED
+        mine = {"": found.get((severity, 1), NOBODY), "_before": found.get((severity, 0), NOBODY)}
+        line = {"severity": severity}
+        for name, group in mine.items():
+            line |= {f"count{name}": group.count}
+            line |= {f"{word}{name}": _in_words(spread) for word, spread in zip(TIMED, group.spreads, strict=True)}
+        line["fallback"] = f"{100 * mine[''].marked // mine[''].count} %" if mine[""].count else ""
+        told.append(line)
+    return told, sum(group.count for group in found.values()) > MOST_TIMED
 
 
-def _took(rows: Sequence[tuple], column: int) -> list[float]:
-    return [(row[column] - row[1]).total_seconds() for row in rows if row[column]]
-
-
-def _middle_and_most(seconds: list[float]) -> str:
-    """The median and the 90th percentile, in words."""
-    return f"{span(_share(seconds, 50))} / {span(_share(seconds, 90))}" if seconds else ""
-
-
-def _share(seconds: list[float], percent: int) -> float:
-    """What `percent` of them do not exceed."""
-    ordered = sorted(seconds)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+def _in_words(spread: Spread) -> str:
+    """The median and the 90th percentile."""
+    return " / ".join(map(span, spread.shares)) if spread.count else ""
