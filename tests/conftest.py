@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import psycopg
 import pytest
 from django.core.cache import cache
 from django.db import connection
@@ -19,6 +20,7 @@ from incidents.delivery.attempts import attempt_next
 from incidents.models import Incident, PlatformPause, Ticket
 from platforms.catalog import PLATFORMS
 from tests.browser import chromium, console  # noqa: F401  (fixtures)
+from tests.rig import Rig
 from tests.standins import Standins
 from ticketing.processes import ROOT
 
@@ -161,3 +163,29 @@ def start_worker(test_database_url):
             worker.kill()
         worker.wait()
         worker.stderr.close()
+
+
+@pytest.fixture
+def rig(tmp_path):
+    """Made with a database of its own, in the engine that is tested."""
+    rigs, databases = [], []
+    server = os.environ["DATABASE_URL"] if os.environ["ENGINE"] == "postgres" else ""
+
+    def make(**options) -> Rig:
+        url = f"sqlite:///{tmp_path / 'rig.sqlite3'}"
+        if server:
+            name = f"rig_{os.getpid()}_{len(databases)}"
+            with psycopg.connect(server, autocommit=True) as database:
+                database.execute(f"CREATE DATABASE {name}")
+            databases.append(name)
+            url = f"{server.rpartition('/')[0]}/{name}"
+        rigs.append(Rig(tmp_path, url, **options))
+        rigs[-1].begin()
+        return rigs[-1]
+
+    yield make
+    for each in rigs:
+        each.end()
+    for name in databases:
+        with psycopg.connect(server, autocommit=True) as database:
+            database.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,270 +1,83 @@
-"""The real thing under fire: web, workers and broker as processes that are killed at random, and afterwards every
-platform must show exactly what the incidents are.
-
-STORM=long takes ten times as long, with the production's times. STORM_SEED chooses another storm.
+"""The real thing under fire: web, workers and broker as processes, storms of incidents, processes killed at random and
+platforms that say 429; and afterwards every platform must show exactly what the incidents are.
 """
 
-import http.client
-import json
-import os
 import random
-import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import urlsplit
+from dataclasses import dataclass
 
-import psycopg
 import pytest
 
-from tests.engines import _free_port as free_port
-from ticketing import processes
-from ticketing.supervisor import end_with_parent
+from tests.rig import Rig, late, page_latencies, until
 
-ROOT = Path(__file__).resolve().parent.parent
-LONG = os.environ.get("STORM") == "long"
-SEED = int(os.environ.get("STORM_SEED", 1))
-INCIDENTS = 2000 if LONG else 150
-KILLS = 60 if LONG else 7
-REST_SECONDS = 240 if LONG else 60
-PAGING, RECORDS = ("pagerduty", "opsgenie"), ("jira", "servicenow")
-EVERYWHERE = ["pagerduty", "jira", "servicenow", "opsgenie", "slack"]
+PAGING, RECORDS, THROTTLED = ("pagerduty", "opsgenie"), ("jira", "servicenow"), ("jira", "slack")
+SEVERITIES = ("critical", "high", "medium", "low")
 # What people do to an incident. No state twice, so that each of its messages is different from the others.
 STORIES = ((), ("acknowledge",), ("acknowledge", "resolve"), ("escalate",), ("escalate", "acknowledge", "resolve"))
+# What becomes of an incident while its platforms wait: the last state alone is to be told.
+FLAPS = (
+    (),
+    ("acknowledge",),
+    ("acknowledge", "reopen"),
+    ("resolve", "reopen"),
+    ("acknowledge", "resolve", "reopen", "acknowledge"),
+    ("resolve", "reopen", "resolve"),
+)
+IN_FLIGHT = 4  # attempts of one platform and process
+AT_ONCE = 50
 
 
-def until(condition, seconds: float, words: str):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {words}"
-        time.sleep(0.05)
-    return found
+@dataclass(frozen=True)
+class Size:
+    incidents: int
+    kills: int
+    rest: float  # seconds
+    lag: float  # Jira's search, seconds
+    app: str
 
 
-def request(address: str, method: str, path: str, body=None, timeout: float = 5.0) -> tuple[int, object]:
-    parts = urlsplit(address)
-    client = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
-    try:
-        client.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
-        response = client.getresponse()
-        return response.status, json.loads(response.read() or b"null")
-    finally:
-        client.close()
+SAMPLE = Size(incidents=150, kills=7, rest=60, lag=2, app="tests.hasty")
+# With the production's times.
+WHOLE = Size(incidents=2000, kills=60, rest=240, lag=20, app="ticketing")
 
 
-@dataclass
-class Rig:
-    """The product and its stand-ins, as processes with a name."""
-
-    folder: Path
-    database_url: str
-    broker: bool = True
-    running: dict[str, subprocess.Popen] = field(default_factory=dict)
-    started: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.data_dir = self.folder / "data"
-        self.data_dir.mkdir()
-        self.ledger = self.folder / "ledger"
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        broker_url = processes.broker_url(self.data_dir) if self.broker else f"redis://127.0.0.1:{free_port()}/0"
-        self.environment = os.environ | {
-            "DATA_DIR": str(self.data_dir),
-            "DATABASE_URL": self.database_url,
-            "BROKER_URL": broker_url,
-            "PORT": str(self.port),
-            "HOST": "127.0.0.1",
-            "LOCAL_MODE": "1",
-            "EGRESS_ALLOWED_NETWORKS": "127.0.0.0/8",
-        }
-        hasty = ["tests.hasty" if word == "ticketing" and not LONG else word for word in processes.worker()]
-        self.argv = {
-            "standins": [sys.executable, "-m", "tests.standins", "--ledger", str(self.ledger)],
-            "broker": list(processes.broker(self.data_dir).argv),
-            "web": list(processes.web()),
-            "worker-1": hasty,
-            "worker-2": hasty,
-        }
-
-    def start(self, *names: str) -> None:
-        parent = os.getpid()
-        for name in names:
-            with (self.folder / f"{name}.log").open("a") as log:
-                self.running[name] = subprocess.Popen(
-                    self.argv[name],
-                    cwd=ROOT,
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if name == "standins" else log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=lambda: end_with_parent(parent, 9),
-                )
-            self.started[name] = time.time()
-
-    def kill(self, *names: str) -> None:
-        for name in names:
-            self.running[name].kill()
-        for name in names:
-            self.running.pop(name).wait()
-
-    def begin(self) -> None:
-        migrate = [sys.executable, "manage.py", "migrate", "-v", "0"]
-        subprocess.run(migrate, cwd=ROOT, env=self.environment, check=True)
-        self.start("standins", *(["broker"] if self.broker else []), "web", "worker-1", "worker-2")
-        self.standins = json.loads(self.running["standins"].stdout.readline())
-        until(lambda: self.answers("/health"), 30, "the web server")
-        enable = {name: {"enabled": True} | self.standins[name] for name in EVERYWHERE}
-        assert self.api("PATCH", "/api/v1/config/platforms", enable)[0] == 200
-        routing = dict.fromkeys(("critical", "high", "medium", "low"), EVERYWHERE)
-        assert self.api("PATCH", "/api/v1/config/routing", routing)[0] == 200
-        until(lambda: self.answers("/ready") is not None and self.sweeps(), 30, "the workers")
-
-    def sweeps(self) -> bool:
-        return self.query("SELECT count(*) FROM incidents_pulse WHERE name LIKE 'sweep:%'")[0][0] >= 2
-
-    def answers(self, path: str) -> int | None:
-        try:
-            return request(self.url, "GET", path)[0]
-        except (OSError, http.client.HTTPException):
-            return None
-
-    def api(self, method: str, path: str, body=None, seconds: float = 20.0) -> tuple[int, object]:
-        """As a client that repeats itself until it is heard."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                status, answer = request(self.url, method, path, body)
-            except (OSError, http.client.HTTPException, ValueError):
-                status, answer = 0, None
-            if status not in (0, 503):
-                assert status < 500, answer
-                return status, answer
-            assert time.monotonic() < deadline, f"{method} {path} is not heard"
-            time.sleep(0.1)
-
-    def post(self, event_id: str, **event) -> str:
-        body = {"service": event_id, "severity": "critical", "score": 4.2, "title": event_id, "eventId": event_id}
-        status, answer = self.api("POST", "/api/v1/anomalies", body | event)
-        assert status == 200, answer
-        [incident_id] = answer["incidents"] or [None]
-        return incident_id
-
-    def standin(self, name: str, method: str, path: str, body=None):
-        settings = self.standins[name]
-        address = next(value for value in settings.values() if value.startswith("http://"))
-        return request(address, method, path, body, timeout=20)[1]
-
-    def state(self, name: str) -> dict:
-        whole = self.standin(name, "GET", "/_state")
-        return whole.get("state", whole)
-
-    def effects(self) -> list[dict]:
-        text = self.ledger.read_text() if self.ledger.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-    def pages(self, platform: str) -> Counter:
-        """By incident."""
-        found = (e["key"] for e in self.effects() if (e["platform"], e["effect"]) == (platform, "page"))
-        return Counter(key.rpartition("-")[0] for key in found)
-
-    def paged_at(self) -> dict[str, float]:
-        found = (e for e in self.effects() if (e["platform"], e["effect"]) == ("pagerduty", "page"))
-        return {e["key"].rpartition("-")[0]: e["at"] for e in found}
-
-    def query(self, sql: str) -> list[tuple]:
-        if self.database_url.startswith("sqlite"):
-            with sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=20) as database:
-                return database.execute(sql).fetchall()
-        with psycopg.connect(self.database_url) as database:
-            return database.execute(sql).fetchall()
-
-    def behind(self) -> int:
-        return self.query("SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version")[0][0]
-
-    def has_paged(self) -> bool:
-        sql = "SELECT count(*) FROM incidents_ticket WHERE platform = 'pagerduty' AND shown_version < wanted_version"
-        return self.query(sql)[0][0] == 0
-
-    def end(self) -> None:
-        self.kill(*self.running)
-
-
-@pytest.fixture
-def rig(tmp_path):
-    """Made with a database of its own, in the engine that is tested."""
-    rigs, databases = [], []
-    server = os.environ["DATABASE_URL"] if os.environ["ENGINE"] == "postgres" else ""
-
-    def make(**options) -> Rig:
-        url = f"sqlite:///{tmp_path / 'storm.sqlite3'}"
-        if server:
-            name = f"storm_{os.getpid()}_{len(databases)}"
-            with psycopg.connect(server, autocommit=True) as database:
-                database.execute(f"CREATE DATABASE {name}")
-            databases.append(name)
-            url = f"{server.rpartition('/')[0]}/{name}"
-        rigs.append(Rig(tmp_path, url, **options))
-        rigs[-1].begin()
-        return rigs[-1]
-
-    yield make
-    for each in rigs:
-        each.end()
-    for name in databases:
-        with psycopg.connect(server, autocommit=True) as database:
-            database.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def late(latencies: list[float]) -> float:
-    """The 99th percentile."""
-    return sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * 0.99))]
-
-
-def page_latencies(rig: Rig, count: int, pause: float) -> list[float]:
-    posted = {}
-    for number in range(count):
-        began = time.time()
-        posted[rig.post(f"calm-{number}")] = began
-        time.sleep(pause)
-    until(lambda: set(posted) <= set(rig.paged_at()), 20, "pages")
-    paged = rig.paged_at()
-    return [paged[incident] - began for incident, began in posted.items()]
-
-
+@pytest.mark.fault("B25")
 @pytest.mark.django_db  # so that it runs in each engine
-def test_a_storm_with_kills_ends_in_what_the_incidents_are(rig):
-    rig = rig()
-    rig.standin("jira", "POST", "/_options", {"lag": 20 if LONG else 2})
+def test_a_storm_with_kills_ends_in_what_the_incidents_are(rig, faults):
+    size = WHOLE if faults.thorough else SAMPLE
+    rig = rig(app=size.app)
+    rig.standin("jira", "POST", "/_options", {"lag": size.lag})
 
-    assert late(page_latencies(rig, 30, 0.05)) <= 2.0
+    calm = late(page_latencies(rig, 30, 0.05))
+    assert calm <= 2.0
 
-    storm(rig, random.Random(SEED))
-    until(rig.has_paged, REST_SECONDS, "the storm's pages")
-    assert pages_after_restart(rig) <= 10.0
-    until(lambda: rig.behind() == 0, REST_SECONDS, "tickets in step")
-    judge(rig, KILLS + 3)
+    storm(rig, size, faults.dice)
+    until(rig.has_paged, size.rest, "the storm's pages")
+    restarted = pages_after_restart(rig)
+    assert restarted <= 10.0
+    until(lambda: rig.behind() == 0, size.rest, "tickets in step")
+    kills = size.kills + 3
+    more = judge(rig, incidents=size.incidents + 30 + 3 + 5, kills=kills)
+    figures = {"calm_p99": f"{calm:.2f} s", "after_restart": f"{restarted:.1f} s", "slack_repeated": more}
+    faults.verdict(tried=kills, **figures)
 
 
-def storm(rig: Rig, dice: random.Random) -> None:
+def storm(rig: Rig, size: Size, dice: random.Random) -> None:
     """Incidents and moves from a few clients, while somebody kills processes and starts them again."""
-    stories = [(f"storm-{number}", dice.choice(STORIES)) for number in range(INCIDENTS)]
+    stories = [(f"storm-{number}", dice.choice(STORIES)) for number in range(size.incidents)]
 
     def live(name: str, moves: tuple[str, ...]) -> None:
         incident_id = rig.post(name)
         for move in moves:
-            status, answer = rig.api("POST", f"/api/incidents/{incident_id}/{move}")
-            assert status == 200, answer
+            rig.move(incident_id, move)
 
     with ThreadPoolExecutor(6) as pool:
         clients = [pool.submit(live, *story) for story in stories]
         # Here and not in a thread: what a thread has started dies with the thread.
-        for number in range(KILLS):
+        for number in range(size.kills):
             time.sleep(dice.uniform(0.5, 1.5))
             grown = [name for name in rig.running if time.time() - rig.started[name] > 2 and name != "standins"]
             victim = ("worker-1", "broker", "web")[number] if number < 3 else dice.choice([*grown, "worker-2"])
@@ -272,7 +85,7 @@ def storm(rig: Rig, dice: random.Random) -> None:
             time.sleep(dice.uniform(0.0, 0.5))
             rig.start(victim)
         for client in clients:
-            client.result(REST_SECONDS)
+            client.result(size.rest)
 
 
 def pages_after_restart(rig: Rig) -> float:
@@ -286,11 +99,14 @@ def pages_after_restart(rig: Rig) -> float:
     return max(rig.paged_at()[incident] for incident in waiting) - began
 
 
-def judge(rig: Rig, kills: int) -> None:
-    status, incidents = rig.api("GET", "/api/incidents")
-    assert status == 200
-    incidents = {incident["id"]: incident for incident in incidents}
-    assert len(incidents) == INCIDENTS + 30 + 3 + 5
+def judge(rig: Rig, *, incidents: int, kills: int, reopened: bool = False) -> int:
+    """That each platform shows what each incident is, once. How many messages Slack got twice, all of them marked.
+
+    `reopened`: some were, which pages anew.
+    """
+    found = incidents_of(rig)
+    assert len(found) == incidents
+    incidents = found
     tickets = {
         (incident, platform): (doubled, told)
         for incident, platform, parked, doubled, told in rig.query(
@@ -304,7 +120,7 @@ def judge(rig: Rig, kills: int) -> None:
     burning = {incident for incident, now in incidents.items() if now["status"] != "resolved"}
     for platform in PAGING:
         pages = rig.pages(platform)
-        assert set(pages.values()) == {1}
+        assert reopened or set(pages.values()) == {1}
         # What was resolved before anybody was told pages nobody.
         assert burning <= set(pages) <= set(incidents)
         assert all(tickets[incident, platform][1] for incident in pages)
@@ -339,6 +155,13 @@ def judge(rig: Rig, kills: int) -> None:
         assert tickets[incident, "slack"][0], f"not marked: {text}"
     told = {text.rpartition("[")[2].rstrip("]") for text in messages}
     assert told == {incident for incident in incidents if tickets[incident, "slack"][1]}
+    return sum(messages.values()) - len(messages)
+
+
+def incidents_of(rig: Rig) -> dict[str, dict]:
+    status, incidents = rig.api("GET", "/api/incidents")
+    assert status == 200
+    return {incident["id"]: incident for incident in incidents}
 
 
 def is_record(effect: dict, platform: str) -> bool:
@@ -356,7 +179,123 @@ def incident_of_labels(labels: list[str]) -> str:
     return label.rpartition("-")[0]
 
 
-def test_without_a_broker_every_page_leaves_by_the_sweep(rig):
+@pytest.mark.fault("B19")
+@pytest.mark.django_db
+def test_after_a_storm_of_429_one_final_state_is_told_and_critical_first(rig, faults):
+    """Slack and Jira say 429 and "in an hour", while incidents open and flap. The test says when the hour is over."""
+    size, rate = (5000, 100) if faults.thorough else (100, 50)
+    rig = rig()
+    calm = [seconds for n in range(2) for seconds in opened(rig, f"calm-{n}", AT_ONCE // 2).values()]
+    until(lambda: rig.behind() == 0, 60, "a calm start")
+    before = {name: rig.standin(name, "GET", "/_counts")["requests"] for name in THROTTLED}
+    for name in THROTTLED:
+        told = {"kind": "status", "code": 429, "headers": {"Retry-After": "3600"}, "times": None}
+        rig.standin(name, "POST", "/_faults", told)
+
+    latencies, escalations = flapping(rig, size, faults.dice)
+    asked = {name: rig.standin(name, "GET", "/_counts")["requests"] - before[name] for name in THROTTLED}
+    # Those that were under way when the first was told so, in each worker.
+    assert max(asked.values()) <= IN_FLIGHT * rig.workers, asked
+    unaffected = max(2.0, 2 * late(calm))  # where the machine is busy, as it was before
+    assert late(latencies) <= unaffected
+    assert late(escalations) <= unaffected
+
+    released = release(rig, rate)
+    until(lambda: rig.behind() == 0, 60 + 10 * size / rate, "tickets in step")
+    took = time.time() - released
+    judge(rig, incidents=size + AT_ONCE, kills=0, reopened=True)
+    overtaken = judge_the_release(rig, released)
+    faults.verdict(
+        tried=size,
+        pages_p99=f"{late(latencies):.2f} s (calm {late(calm):.2f})",
+        escalations_p99=f"{late(escalations):.2f} s",
+        asked_in_the_hour=sum(asked.values()),
+        released_in=f"{took:.0f} s",
+        overtaken=overtaken,
+    )
+
+
+def opened(rig: Rig, name: str, count: int, severities: Sequence[str] = ("critical",)) -> dict[str, float]:
+    """Seconds until PagerDuty and OpsGenie had paged, by incident, of so many that are opened at once."""
+    events = [
+        {"service": f"{name}-{n}", "title": f"{name}-{n}", "severity": severities[n % len(severities)], "score": 4.2}
+        for n in range(count)
+    ]
+    began = time.time()
+    status, answer = rig.api("POST", "/api/v1/anomalies", events)
+    assert (status, answer["created"]) == (200, count)
+    incidents = set(answer["incidents"])
+    paged = until(lambda: paged_everywhere(rig, incidents), 60, "pages")
+    return {incident: paged[incident] - began for incident in answer["incidents"]}
+
+
+def paged_everywhere(rig: Rig, incidents: set[str]) -> dict[str, float] | None:
+    at = [rig.paged_at(name) for name in PAGING]
+    if not all(incidents <= set(one) for one in at):
+        return None
+    return {incident: max(one[incident] for one in at) for incident in incidents}
+
+
+def flapping(rig: Rig, size: int, dice: random.Random) -> tuple[list[float], list[float]]:
+    """Seconds to page and to escalate, while incidents open and flap."""
+    latencies, escalations = [], []
+    for number in range(size // AT_ONCE):
+        severities = dice.sample(SEVERITIES, len(SEVERITIES))
+        found = opened(rig, f"storm-{number}", AT_ONCE, severities)
+        latencies += found.values()
+        for flap in FLAPS:
+            chosen = [incident for index, incident in enumerate(found) if FLAPS[index % len(FLAPS)] == flap]
+            for move in flap:
+                batch(rig, move, chosen)
+        escalations.append(escalated(rig, dice.choice(list(found)[:: len(FLAPS)])))
+    return latencies, escalations
+
+
+def batch(rig: Rig, action: str, incidents: list[str]) -> None:
+    if action == "reopen":  # one by one: the batch has no such action
+        for incident in incidents:
+            rig.move(incident, action)
+        return
+    status, answer = rig.api("POST", "/api/incidents/batch", {"ids": incidents, "action": action})
+    assert (status, answer["failed"]) == (200, [])
+
+
+def escalated(rig: Rig, incident: str) -> float:
+    """Seconds until PagerDuty was told that somebody escalates for an incident."""
+    began = time.time()
+    rig.move(incident, "escalate")
+    told = f"SELECT shown_version = wanted_version FROM incidents_ticket WHERE incident_id = '{incident}' "
+    until(lambda: rig.query(told + "AND platform = 'pagerduty'")[0][0], 60, "an escalation")
+    return time.time() - began
+
+
+def release(rig: Rig, rate: int) -> float:
+    """The platforms are well again, at their rates, and the hour is over. When that was."""
+    for name in THROTTLED:
+        rig.standin(name, "POST", "/_options", {"rate_limit": rate})
+        rig.standin(name, "DELETE", "/_faults")
+    released = time.time()
+    rig.change("UPDATE incidents_platformpause SET until = NOW")
+    return released
+
+
+def judge_the_release(rig: Rig, released: float) -> int:
+    """That each incident got one message, and the most urgent first. How many at most a more urgent one was behind."""
+    urgencies = dict(rig.query("SELECT incident_id, urgency FROM incidents_ticket WHERE platform = 'slack'"))
+    told = [e for e in rig.effects() if (e["platform"], e["effect"]) == ("slack", "message") and e["at"] >= released]
+    incidents = [effect["text"].rpartition("[")[2].rstrip("]") for effect in told]
+    assert len(incidents) == len(set(incidents)), "more than its final state was told of an incident"
+    sent: Counter[int] = Counter()
+    behind = 0
+    for incident in incidents:
+        behind = max(behind, sum(count for urgency, count in sent.items() if urgency > urgencies[incident]))
+        sent[urgencies[incident]] += 1
+    assert behind <= IN_FLIGHT * rig.workers, "not in their order, but for those under way at once"
+    return behind
+
+
+@pytest.mark.fault("B7")
+def test_without_a_broker_every_page_leaves_by_the_sweep(rig, faults):
     rig = rig(broker=False)
     latencies = []
     for number in range(40):
@@ -368,3 +307,4 @@ def test_without_a_broker_every_page_leaves_by_the_sweep(rig):
     until(lambda: rig.behind() == 0, 30, "tickets in step")
     assert set(rig.pages("pagerduty").values()) == {1}
     assert sum(rig.pages("pagerduty").values()) == sum(rig.pages("opsgenie").values()) == 70
+    faults.verdict(tried=70, slowest_request=f"{max(latencies):.2f} s")
