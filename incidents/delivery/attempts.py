@@ -17,7 +17,7 @@ from config.changes import egress
 from config.current import PlatformConfig, current
 from config.models import PlatformVersion
 from incidents import counters
-from incidents.delivery import core, notices, together
+from incidents.delivery import core, notices
 from incidents.models import PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
 from platforms.contract import Notice, Platform, PlatformError, Remote
@@ -54,7 +54,7 @@ def attempt_next(platform: str, claimed: Callable[[], None] = lambda: None) -> b
         return False
     times = PAGING if config.platform.pages else OTHER
     started = clock()
-    held = together.write(lambda: _claim(platform, times))
+    held = _claim(platform, times)
     if held is None:
         return False
     claimed()
@@ -151,7 +151,7 @@ class _Attempt:
         version = self.ticket.wanted_version
         in_step = not row.settled
         remote = row.remote
-        changes = dict(
+        noted = Ticket.objects.filter(pk=self.ticket.pk, claim=self.ticket.claim).update(
             shown=row.shown.as_json() if row.shown else {},
             remote_id=remote.id[:300] if remote else "",
             remote_url=remote.url[:1000] if remote else "",
@@ -175,8 +175,6 @@ class _Attempt:
             **({"created_at": self.now(), "heard_version": 0} if row.generation != self.ticket.generation else {}),
             **({"shown_version": version, "shown_at": Now()} if in_step else {}),
         )
-        mine = Ticket.objects.filter(pk=self.ticket.pk, claim=self.ticket.claim)
-        noted = together.write(lambda: mine.update(**changes))
         self.count(row, noted=bool(noted))
         if not noted:
             # What a worker saw that slept or hung says nothing about the platform either.
