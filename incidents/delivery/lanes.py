@@ -33,7 +33,7 @@ PULSE_SECONDS = 5.0
 GRACE_SECONDS = 0.02
 # In a burst they go on to do so while page after page leaves, for as long as this in all.
 LONGEST_GRACE_SECONDS = 4.0
-LEAVING_SECONDS = 0.05  # since the last claim: a platform that hangs or is left alone delays no other
+LEAVING_SECONDS = 0.25  # since the last claim: a platform that hangs or is left alone delays no other
 CAUSES = "causes"
 LOOKS = "looks"
 STOPPING_SECONDS = 6.0
@@ -123,7 +123,7 @@ class Lane:
 
     @property
     def is_leaving(self) -> bool:
-        return time.monotonic() - self.claimed_at < LEAVING_SECONDS
+        return bool(self.began) and time.monotonic() - self.claimed_at < LEAVING_SECONDS
 
 
 class Sweep:
