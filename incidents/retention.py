@@ -1,10 +1,11 @@
 """What is kept how long: event ids, anomalies, the whole events of an incident's first, latest and highest, and the
-settings, with their secrets, that tickets were made with.
+settings, with their secrets, that tickets were made with. And logins that are over go.
 """
 
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.db.models import Exists, F, Model, OuterRef
 from django.utils import timezone
 
@@ -24,6 +25,7 @@ def prune() -> None:
     now = timezone.now()
     _delete(SeenEvent, seen_at__lt=now - timedelta(days=settings.EVENT_IDS_KEPT_DAYS))
     _delete(Anomaly, received_at__lt=now - timedelta(days=settings.ANOMALIES_KEPT_DAYS))
+    _delete(Session, expire_date__lt=now)
     _delete(InboundEvent, seen_at__lt=now - REMEMBERED)
     _delete_replaced_settings(now)
     Pulse.objects.filter(at__lt=now - timedelta(days=1)).delete()

@@ -22,6 +22,9 @@ from platforms.catalog import PLATFORMS
 from tests.browser import chromium, console  # noqa: F401  (fixtures)
 from tests.rig import Rig
 from tests.standins import Standins
+from tests.standins.oidc import OpenIDProvider
+from ticketing import provider
+from ticketing.environment import SingleSignOn
 from ticketing.processes import ROOT
 
 MOST_ATTEMPTS = 200
@@ -130,6 +133,41 @@ def work(db):
         raise AssertionError("The work does not end.")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def running_provider():
+    standin = OpenIDProvider()
+    standin.up()
+    yield standin
+    standin.down()
+
+
+@pytest.fixture
+def sso(running_provider, settings, monkeypatch) -> OpenIDProvider:
+    """An OpenID provider on a real socket, and the product set up for it: *Sign in with Example SSO*."""
+    monkeypatch.setattr("mozilla_django_oidc.auth.requests", None)  # it opens no sockets of its own
+    provider.forget()
+    running_provider.reset()
+    running_provider.redirect_uri = "http://testserver/admin/sso/callback/"
+    settings.PUBLIC_URL = "http://testserver"
+    settings.LOCAL_MODE = True
+    settings.EGRESS_ALLOWED_NETWORKS = Standins.NETWORKS
+    settings.AUTHENTICATION_BACKENDS = [*settings.AUTHENTICATION_BACKENDS, "ticketing.signin.ByProvider"]
+    groups = {"viewer": ["/staff", "/all"], "responder": ["/ops"], "admin": ["/sre"]}
+    settings.SSO = SingleSignOn(
+        name="Example SSO",
+        issuer=running_provider.issuer,
+        client_id=running_provider.client_id,
+        client_secret=running_provider.client_secret,
+        scopes="openid profile email",
+        username_claim="preferred_username",
+        groups_claim="groups",
+        groups={role: frozenset(names) for role, names in groups.items()},
+        contact="#platform in the chat",
+    )
+    yield running_provider
+    provider.forget()
 
 
 @pytest.fixture

@@ -231,3 +231,28 @@ def test_a_secret_is_set_and_a_connection_tested_from_the_page(console):
     assert "canary" not in page.content()
     page.click("#jira >> text=Test connection")
     page.wait_for_selector("#jira >> text=Not configured")
+
+
+def test_somebody_signs_in_by_their_provider_and_out_again(console, sso, settings, live_server):
+    settings.PUBLIC_URL = live_server.url
+    sso.redirect_uri = f"{live_server.url}/admin/sso/callback/"
+    sso.person |= {"sub": "eve", "preferred_username": "eve"}
+    visitor = console()
+    page = visitor.page
+    page.goto(LIST)
+    page.evaluate(AXE.read_text())
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")
+        assert page.evaluate(RULES) == []
+    page.click("text=Sign in with Example SSO")
+    page.wait_for_url(f"**{LIST}")
+    page.click("#user-tools summary >> text=eve")
+    page.click("text=Log out")
+    page.goto(LIST)
+    assert page.is_visible("text=Sign in with Example SSO")
+    sso.person["groups"] = []
+    page.click("text=Sign in with Example SSO")
+    page.wait_for_selector("text=Ask #platform in the chat.")
+    # The last page is a 403, and says so.
+    assert [one for one in visitor.complaints if "403" not in one] == []

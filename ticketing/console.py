@@ -1,5 +1,6 @@
 """The console: Django's admin as the shell (login, sessions, users, audit browsing) with our own pages inside it."""
 
+from django.conf import settings
 from django.contrib.admin import AdminSite
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.cache import cache
@@ -65,7 +66,8 @@ class Console(AdminSite):
     def login(self, request: HttpRequest, extra_context: dict | None = None) -> HttpResponse:
         """Lands on the incidents, where somebody who was woken wants to be."""
         landing = {} if "next" in request.GET or "next" in request.POST else {"next": _incidents()}
-        return super().login(request, (extra_context or {}) | landing)
+        told = {"sso": settings.SSO and settings.SSO.name}
+        return super().login(request, (extra_context or {}) | landing | told)
 
     def index(self, request: HttpRequest, extra_context: dict | None = None) -> TemplateResponse:
         problems = cache.get_or_set("problems", health.missing, 5)

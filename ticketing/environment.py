@@ -5,13 +5,17 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from environs import Env, EnvError
 
 from ticketing.reference import SETTINGS
 
+ROLES = ("viewer", "responder", "admin")
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 env = Env()
@@ -115,6 +119,52 @@ def allowed_hosts(local_mode: bool) -> list[str]:
     if "*" in hosts and not local_mode:
         raise Refused("ALLOWED_HOSTS must name the hosts; * lets anybody choose them.")
     return hosts
+
+
+@dataclass(frozen=True)
+class SingleSignOn:
+    """The OpenID provider that people sign in by, and which of its groups has which role here."""
+
+    name: str
+    issuer: str
+    client_id: str
+    client_secret: str
+    scopes: str
+    username_claim: str
+    groups_claim: str
+    groups: Mapping[str, frozenset[str]]  # by role
+    contact: str
+
+
+def single_sign_on(local_mode: bool, public_url: str) -> SingleSignOn | None:
+    """As OIDC_* says; None where nothing of it is set."""
+    given = [name for name in SETTINGS if name.startswith("OIDC_") and text(name)]
+    if not given:
+        return None
+    for name in ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET"):
+        if not text(name):
+            raise Refused(f"set {name} too, or unset {given[0]}: single sign-on needs them all.")
+    groups = {role: frozenset(words(f"OIDC_{role.upper()}_GROUPS", [])) for role in ROLES}
+    if not any(groups.values()):
+        raise Refused("set OIDC_ADMIN_GROUPS, OIDC_RESPONDER_GROUPS or OIDC_VIEWER_GROUPS: nobody could sign in.")
+    issuer, scopes = urlsplit(text("OIDC_ISSUER")), str(read("OIDC_SCOPES"))
+    if issuer.scheme not in ("http", "https") or not issuer.hostname or issuer.query or issuer.fragment:
+        raise Refused("OIDC_ISSUER is not an address such as https://sso.example.com/realms/main.")
+    if "openid" not in scopes.split():
+        raise Refused("OIDC_SCOPES must have openid in it.")
+    if not local_mode and "http" in (issuer.scheme, urlsplit(public_url).scheme):
+        raise Refused("OIDC_ISSUER and PUBLIC_URL must begin with https://: who listens could sign in.")
+    return SingleSignOn(
+        name=str(read("OIDC_NAME")),
+        issuer=text("OIDC_ISSUER"),
+        client_id=text("OIDC_CLIENT_ID"),
+        client_secret=text("OIDC_CLIENT_SECRET"),
+        scopes=scopes,
+        username_claim=str(read("OIDC_USERNAME_CLAIM")),
+        groups_claim=str(read("OIDC_GROUPS_CLAIM")),
+        groups=groups,
+        contact=str(read("OIDC_CONTACT")),
+    )
 
 
 def networks(name: str) -> list[str]:

@@ -88,12 +88,13 @@ def _why_down(error: Exception) -> str:
 def store_down(request: HttpRequest, error: Exception) -> HttpResponse | None:
     if not (isinstance(error, DatabaseError | InterfaceError) and is_store_down(error)):
         return None
-    answer = _answer(request, 503, _why_down(error))
+    answer = shown(request, 503, _why_down(error))
     answer["Retry-After"] = "2"
     return answer
 
 
-def _answer(request: HttpRequest, status: int, message: str = "") -> HttpResponse:
+def shown(request: HttpRequest, status: int, message: str = "") -> HttpResponse:
+    """An error as a page, where a person reads it, or in JSON."""
     message = message or MESSAGES[status]
     if request.path.startswith(PAGES):
         return render(request, "error.html", {"status": status, "message": message}, status=status)
@@ -105,11 +106,11 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, 403)
+    return shown(request, 403)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, 404)
+    return shown(request, 404)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -118,16 +119,16 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if error is not None and (answer := store_down(request, error)):
         return answer
     log.error("Unexpected error.", exc_info=error)
-    return _answer(request, 500)
+    return shown(request, 500)
 
 
 def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict) -> HttpResponse:
     """Too many wrong passwords for one name from one address. It does not say whether there is such a user."""
     minutes = round(60 * settings.AXES_COOLOFF_TIME)
-    answer = _answer(request, 429, f"Too many wrong passwords. Try again in {minutes} minutes, or ask an admin.")
+    answer = shown(request, 429, f"Too many wrong passwords. Try again in {minutes} minutes, or ask an admin.")
     answer["Retry-After"] = str(60 * minutes)
     return answer
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return _answer(request, 403, "The form was not sent from this site, or it is too old. Load the page again.")
+    return shown(request, 403, "The form was not sent from this site, or it is too old. Load the page again.")

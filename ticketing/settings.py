@@ -57,6 +57,7 @@ MIDDLEWARE = [
     "ticketing.requests.ContentSecurityPolicy",
     "ticketing.requests.SessionCookie",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "ticketing.sessions.Seen",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -104,7 +105,10 @@ else:
 
 # --- Who may do what --------------------------------------------------------------------------------------------------
 
+SSO = environ.single_sign_on(LOCAL_MODE, PUBLIC_URL)
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "ticketing.access.RolesAtOnce"]
+if SSO:
+    AUTHENTICATION_BACKENDS.append("ticketing.signin.ByProvider")
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 8}},
@@ -131,7 +135,9 @@ SILENCED_SYSTEM_CHECKS = [
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BEHIND_TLS
 SESSION_COOKIE_NAME = "__Host-session" if BEHIND_TLS else f"session_{PORT}"
 CSRF_COOKIE_NAME = "__Host-csrf" if BEHIND_TLS else f"csrf_{PORT}"
-SESSION_COOKIE_AGE = 12 * 3600
+SESSION_ENGINE = "ticketing.sessions"
+SESSION_HOURS = environ.whole("SESSION_HOURS", 1, 24 * 30)
+SESSION_IDLE_MINUTES = environ.whole("SESSION_IDLE_MINUTES", 1, 60 * 24 * 30)
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if BEHIND_TLS else []
 CSRF_FAILURE_VIEW = "ticketing.errors.csrf_failure"
 SECURE_REFERRER_POLICY = "same-origin"

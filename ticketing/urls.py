@@ -6,7 +6,7 @@ from django.urls import include, path
 
 from config import api as config_api
 from incidents.api import urls as incidents_api
-from ticketing import docs, health, metrics, users
+from ticketing import docs, health, metrics, signin, users
 
 api = [
     path("", include(incidents_api.urlpatterns)),
@@ -30,6 +30,8 @@ urlpatterns = [
     *api,
     path("api/ticketing/", include((api, "proxied"))),
     path("i/<str:incident_id>", short_link, name="short-link"),
+    path("admin/sso/", signin.begin, name="sso"),
+    path("admin/sso/callback/", signin.Callback.as_view(), name=signin.CALLBACK),
     path("admin/", admin.site.urls),
     path("admin", lambda request: redirect("admin:index")),
     path("", lambda request: redirect("admin:incidents_incident_changelist")),
