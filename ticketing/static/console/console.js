@@ -111,9 +111,17 @@
       }
     });
   };
+  // The strip takes a line above the table: while somebody points at a row it neither comes nor goes there.
+  const mergeStrip = (fresh) => {
+    const old = $("#strip"), next = $("#strip", fresh), stands = old.children.length && !old.classList.contains("floating");
+    const busy = occupied();
+    if (busy && stands && !next.children.length) { old.classList.add("over"); return; }
+    if (busy && !stands) next.classList.add("floating");
+    old.replaceWith(document.adoptNode(next));
+  };
   let waiting = null;
   const mergeList = (fresh) => {
-    replaceIfOther("strip", fresh); replaceIfOther("views", fresh);
+    mergeStrip(fresh); replaceIfOther("views", fresh);
     const body = $("#rows tbody"), next = $("#rows tbody", fresh);
     if (!body || !next) { if (!!body !== !!next && !occupied()) location.reload(); else if (body) for (const row of rows()) row.classList.add("gone"); return; }
     const known = new Map(rows().map((row) => [row.dataset.id, row]));
