@@ -2,18 +2,23 @@
 
 import gzip
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
+from playwright.sync_api import Page, TimeoutError
 
+from auditlog.models import Entry
 from config import changes
 from config.current import forget
 from config.models import PlatformState
 from incidents import lifecycle
 from incidents.models import Incident, Ticket
 from platforms.catalog import PLATFORMS
-from tests.browser import LIST, needs_chromium, opened
+from tests.browser import LIST, PASSWORD, needs_chromium, opened
 
 AUDIT = "/admin/auditlog/entry/"
 AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("axe.min.js")
@@ -124,6 +129,232 @@ def test_an_incident_is_acknowledged_with_two_keys(console):
     assert Incident.objects.get().status == "acknowledged"
 
 
+def test_every_key_does_what_its_list_says(console):
+    window = console()
+    opened("one", "two", "three")
+    here = f"{window.url}/health"
+    Ticket.objects.filter(platform="pagerduty").update(
+        remote_url=here, shown_version=F("wanted_version"), created_remotely_at=timezone.now()
+    )
+    page = window.sign_in()
+    press = page.keyboard.press
+    ids = [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")]
+
+    def stands() -> str:
+        return page.get_attribute("#rows tr.here", "data-id")
+
+    def chosen() -> list[str]:
+        return [box.get_attribute("value") for box in page.query_selector_all("#rows tbody input:checked")]
+
+    steps = (("j", 0), ("j", 1), ("k", 0), ("k", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("j", 2), ("ArrowUp", 1))
+    for key, row in steps:
+        press(key)
+        assert stands() == ids[row], key
+    press("x")
+    assert chosen() == [ids[1]]
+    press("k")
+    press("Shift+X")
+    assert chosen() == ids[:2]
+    press("Escape")
+    assert chosen() == []
+    press("j")
+    with page.context.expect_page() as ticket:
+        press("o")
+    assert ticket.value.url == here
+    ticket.value.close()
+    press("t")
+    assert re.fullmatch(r"\d\d:\d\d( [AP]M)?", page.inner_text("tr.here .c-age"))
+    press("t")
+    assert page.inner_text("tr.here .c-age") == "1h" or page.inner_text("tr.here .c-age").endswith(("m", "s"))
+    press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    press("Escape")
+    press("f")
+    assert page.evaluate("document.activeElement.closest('#filters') !== null")
+    press("p")
+    assert page.inner_text("#state span") == "Paused"
+    press("p")
+    page.wait_for_selector("#state >> text=Live")
+    with page.expect_response(f"**{LIST}"):
+        press(".")
+    press("Shift+?")
+    listed = page.inner_text("#keys dl")
+    assert all(key in listed for key in "j k ↓ ↑ x Enter o a e r / f p t . u Esc".split())
+    press("Escape")
+    press("j")
+    press("e")
+    page.wait_for_selector("#asking >> text=Page PagerDuty for")
+    press("Escape")
+    page.wait_for_selector("#asking", state="detached")
+    press("Escape")
+    press("j")
+    press("r")
+    page.wait_for_selector(f"text={ids[0]} resolved.")
+    press("j")
+    press("Enter")
+    page.wait_for_url(f"**{LIST}{ids[1]}/")
+    press("a")
+    page.wait_for_selector(f"text={ids[1]} acknowledged.")
+    press("u")
+    page.wait_for_url(f"**{LIST}")
+
+
+def test_what_was_done_is_taken_back_from_the_message(console):
+    [incident] = opened("payment-api")
+    page = console().sign_in()
+    page.check("#rows tbody input")
+    page.click("#bar >> text=Resolve…")
+    page.click("[role=status] >> text=Reopen")
+    page.wait_for_selector(f"text={incident.id} reopened.")
+    incident.refresh_from_db()
+    assert incident.status == "open"
+
+
+COPIED = ":text('Copied'), .copied"
+# What is focused and of which nothing can be seen, because something lies above it; or that shows no focus.
+UNSEEN = """() => {
+  const active = document.activeElement, one = active.matches(".visually-hidden") ? active.labels[0] : active;
+  if (one === document.body) return "";
+  const box = one.getBoundingClientRect(), parts = [0.1, 0.5, 0.9];
+  const spots = parts.flatMap(x => parts.map(y => [box.x + box.width * x, box.y + box.height * y]));
+  const seen = spots.some(spot => one.contains(document.elementFromPoint(...spot)));
+  const ring = getComputedStyle(one).outlineStyle !== "none";
+  return seen && ring ? "" : `${seen ? "no ring" : "hidden"}: ${one.outerHTML.slice(0, 160)}`;
+}"""
+
+
+def tabbed(page: Page, key: str, most: int) -> list[str]:
+    """Presses the key until nothing new is focused; what was focused, and fails where that could not be seen."""
+    passed, unseen = [], []
+    for _ in range(most):
+        page.keyboard.press(key)
+        unseen.append(page.evaluate(UNSEEN))
+        name = "document.activeElement.textContent.trim() || document.activeElement.id || document.activeElement.name"
+        passed.append(page.evaluate(name))
+        if page.evaluate("document.activeElement === document.body"):
+            break
+    assert not any(unseen), "\n".join(filter(None, unseen))
+    return passed
+
+
+@pytest.mark.parametrize("size", [(1280, 480), (390, 600)])
+def test_whatever_the_keyboard_reaches_is_seen_and_no_bar_lies_above_it(console, size):
+    incidents = opened(*(f"service-{n}" for n in range(14)), evidence_logs=["a line"], message="refused")
+    page = console(viewport={"width": size[0], "height": size[1]}).sign_in()
+    for address, last in ((LIST, incidents[-1].title), (f"{LIST}{incidents[0].id}/", "service-0")):
+        page.goto(address)
+        there = tabbed(page, "Tab", 120)
+        assert last in there
+        assert last in tabbed(page, "Shift+Tab", 120)
+
+
+def test_an_incident_is_found_and_acknowledged_by_keyboard_alone_without_single_keys(console):
+    [incident] = opened("payment-api")
+    page = console().log_in()
+    page.evaluate("localStorage.setItem('keys', 'off')")
+
+    def tab_to(wanted: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if wanted in page.evaluate("document.activeElement.textContent.trim()"):
+                return
+        raise AssertionError(f"The keyboard does not reach {wanted!r}.")
+
+    tab_to(incident.title)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**{incident.id}/")
+    tab_to("Acknowledge")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"text={incident.id} acknowledged.")
+    incident.refresh_from_db()
+    assert incident.acknowledged_by == "user:anna"
+
+
+def test_a_new_incident_is_on_an_open_list_within_ten_seconds(console):
+    opened("payment-api")
+    window = console()
+    window.page.clock.install()
+    page = window.sign_in()
+    page.wait_for_selector("#state >> text=Live")
+    [new] = opened("search")
+    page.clock.run_for(10_000)
+    page.wait_for_selector(f'tr[data-id="{new.id}"]')
+
+
+def test_a_paused_list_and_one_that_nobody_looks_at_ask_for_nothing_and_go_on_at_once(console):
+    opened("payment-api")
+    window = console()
+    window.page.clock.install()
+    page = window.sign_in()
+    asked = []
+    page.on("request", lambda request: "x-fragment" in request.headers and asked.append(request.url))
+    page.click("text=Pause")
+    page.clock.run_for(60_000)
+    assert asked == []
+    assert page.inner_text("#state span") == "Paused"
+    with page.expect_response(f"**{LIST}"):
+        page.click("text=Resume")
+    page.wait_for_selector("#state >> text=Live")
+    look = "hidden => {Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    look += "document.dispatchEvent(new Event('visibilitychange'))}"
+    page.evaluate(look, True)
+    asked.clear()
+    page.clock.run_for(60_000)
+    assert asked == []
+    with page.expect_response(f"**{LIST}"):
+        page.evaluate(look, False)
+
+
+def time_passes(page: Page, until: str) -> None:
+    """By five seconds of the page's clock, up to five minutes."""
+    for _ in range(60):
+        page.clock.run_for(5_000)
+        try:
+            page.wait_for_selector(until, state="attached", timeout=500)
+            return
+        except TimeoutError:
+            continue
+    raise AssertionError(f"{until} did not come.")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("", lambda route: route.abort()), ("{id}/", lambda route: route.fulfill(status=503, body="{}"))],
+)
+def test_a_refresh_that_fails_says_since_when_it_is_old_and_goes_on_by_itself(console, path, answer):
+    [incident] = opened("payment-api")
+    window = console()
+    window.page.clock.install()
+    page = window.sign_in(LIST + path.format(id=incident.id))
+    page.route("**/incident/**", answer)
+    time_passes(page, r"#state.late >> text=/Not live since \d\d:\d\d:\d\d, retrying/")
+    page.unroute("**/incident/**")
+    time_passes(page, "#state:not(.late)")
+    assert page.locator(f"text={incident.title}").count() > 0
+
+
+def test_whoever_signs_in_again_goes_on_with_the_page_that_stood_open(console):
+    [incident] = opened("payment-api")
+    window = console()
+    page = window.log_in()
+    page.check("#rows tbody input")
+    window.context.clear_cookies()
+    page.keyboard.press(".")
+    with window.context.expect_page() as other:
+        page.click("text=Signed out: sign in again")
+    again = other.value
+    again.fill("#id_username", "anna")
+    again.fill("#id_password", PASSWORD)
+    again.press("#id_password", "Enter")
+    again.wait_for_url(f"**{LIST}")
+    again.close()
+    page.keyboard.press(".")
+    page.wait_for_selector("#state >> text=Live")
+    assert page.is_checked("#rows tbody input")
+    page.click("#bar >> text=Acknowledge")
+    page.wait_for_selector(f"text={incident.id} acknowledged.")
+
+
 def test_single_keys_can_be_turned_off_and_do_nothing_while_typing(console):
     opened("payment-api")
     page = console().sign_in()
@@ -186,6 +417,65 @@ def test_the_page_follows_what_happens(console):
     assert page.inner_text("#state") == "bob resolved this just now"
 
 
+def test_what_is_written_or_selected_on_a_page_outlives_a_refresh(console):
+    [incident] = opened("payment-api")
+    page = console().sign_in(f"{LIST}{incident.id}/")
+    page.click("#note-fold summary")
+    page.fill("#note", "half a sent")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#cause .text'))")
+    before = page.inner_text("#cause .text")
+    lifecycle.move("acknowledge", [incident.id], actor="user:bob")
+    Incident.objects.update(root_cause="Something else", cause_at=timezone.now())
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press(".")
+    page.wait_for_selector("#act-acknowledge", state="detached")
+    assert page.inner_text("#state") == "bob acknowledged this just now"
+    assert page.inner_text("#cause .text") == before
+    assert page.input_value("#note") == "half a sent"
+    page.evaluate("getSelection().removeAllRanges()")
+    page.keyboard.press(".")
+    page.wait_for_selector("#cause >> text=Something else")
+    page.click("#act-resolve")
+    page.wait_for_selector(f"text={incident.id} resolved.")
+    assert Entry.objects.about(incident.subject).last().data["note"] == "half a sent"
+
+
+def test_an_incident_is_copied_as_link_as_markdown_as_json_and_its_log_lines(console):
+    [incident] = opened("payment-api", evidence_logs=["first line", "second line"])
+    window = console()
+    window.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = window.sign_in(f"{LIST}{incident.id}/")
+
+    def copied(words: str) -> str:
+        page.click(words)
+        page.wait_for_selector(COPIED)
+        text = page.evaluate("navigator.clipboard.readText()")
+        page.wait_for_selector(COPIED, state="detached")
+        return text
+
+    page.click("#more summary")
+    assert copied("text=Copy link") == f"{window.url}{LIST}{incident.id}/"
+    assert copied("text=Copy as Markdown").startswith("## Errors on payment\\-api")
+    assert json.loads(copied("text=Copy as JSON"))["id"] == incident.id
+    page.keyboard.press("Escape")
+    assert copied("#evidence >> text=Copy") == "first line\nsecond line"
+    assert copied("code[data-copy]") == incident.id
+
+
+def test_a_link_to_an_act_shows_its_button_and_does_nothing(console):
+    [incident] = opened("payment-api")
+    page = console().sign_in()
+    page.goto(f"{LIST}{incident.id}/#act-acknowledge")
+    assert page.evaluate("document.activeElement.id") == "act-acknowledge"
+    page.goto(f"{LIST}{incident.id}/#timeline")
+    page.reload()
+    head = page.locator("#head").bounding_box()
+    assert page.locator("#timeline h2").bounding_box()["y"] >= head["y"] + head["height"]
+    incident.refresh_from_db()
+    assert incident.status == "open"
+
+
 @pytest.mark.parametrize("path", ["", "{id}/"])
 def test_a_page_whose_login_has_ended_says_so(console, path):
     [incident] = opened("payment-api")
@@ -217,16 +507,27 @@ def test_a_phone_acknowledges_in_two_taps_without_scrolling_sideways(console, wi
 
 def test_everything_that_matters_works_without_scripts(console):
     one, two = opened("payment-api", "search")
+    [burning] = opened("mail", severity="high", timestamp=timezone.now().isoformat())
     page = console(java_script_enabled=False).log_in()
     page.check(f'tr[data-id="{one.id}"] input')
     page.click("#bar >> text=Acknowledge")
     page.wait_for_selector(f"text={one.id} acknowledged.")
+    page.click("#filters >> text=High")
+    assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == [burning.id]
+    page.click("text=Clear filters")
     page.fill("#q", "search")
     page.press("#q", "Enter")
     assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == [two.id]
     page.check(f'tr[data-id="{two.id}"] input')
     page.click("#bar >> text=Resolve…")
     page.wait_for_selector(f"text={two.id} resolved.")
+    page.goto(f"{LIST}{burning.id}/")
+    page.click("#act-resolve")
+    page.click("text=It still burns >> xpath=.. >> button >> text=Resolve")
+    page.wait_for_selector(f"text={burning.id} resolved.")
+    page.click("#more summary")
+    page.click("text=Older incident")
+    page.wait_for_url(f"**{two.id}/")
 
 
 def test_a_secret_is_set_and_a_connection_tested_from_the_page(console):

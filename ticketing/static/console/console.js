@@ -269,7 +269,9 @@
     const reply = copyFrom && await fetch(copyFrom, { headers: { Accept: "*/*" } });
     const text = copyOf ? $$("li", document.getElementById(copyOf)).map((line) => line.textContent).join("\n") : reply.ok && await reply.text();
     if (text) await navigator.clipboard.writeText(text);
+    const words = button.textContent;
     button.textContent = text ? "Copied" : "It could not be read";
+    setTimeout(() => { button.textContent = words; }, 1500);
   });
 
   document.addEventListener("click", async (event) => {
