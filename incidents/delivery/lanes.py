@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection
 from django.db.models.functions import Now
 
 from incidents.causes import model
@@ -106,6 +106,9 @@ class Lane:
                 self.began[me] = time.monotonic()
                 if not self.attempt(self._claimed):
                     break
+        except (OperationalError, InterfaceError) as error:
+            log.warning("An attempt of %s lost the database (%s).", self.name, _why(error))
+            connection.close()
         except Exception:  # the outermost loop of the thread: it must outlive whatever one attempt meets
             log.exception("An attempt of %s broke.", self.name)
             connection.close()
@@ -166,10 +169,17 @@ class Sweep:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
+        failing = False
         while not self.stopped.wait(SWEEP_SECONDS):
             try:
                 close_old_connections()
                 self.once()
+                failing = False
+            except (OperationalError, InterfaceError) as error:
+                if not failing:  # once, and not each second
+                    log.error("The database cannot be used (%s); the sweep goes on.", _why(error))
+                failing = True
+                connection.close()
             except Exception:  # the outermost loop of the thread: the last thing to die
                 log.exception("The sweep broke; it goes on.")
                 connection.close()
@@ -200,6 +210,10 @@ class Sweep:
 def _lane_of(platform: str, first: Sequence[Lane] = ()) -> Lane:
     grace = GRACE_SECONDS if first else 0.0
     return Lane(platform, lambda claimed: attempt_next(platform, claimed), grace=grace, first=first)
+
+
+def _why(error: Exception) -> str:
+    return type(error.__cause__ or error).__name__
 
 
 def beat(name: str) -> None:
