@@ -19,7 +19,7 @@ SETTINGS = (
     *("fsync=off", "full_page_writes=off", "max_connections=100", "shared_buffers=32MB"),
     *("min_wal_size=32MB", "max_wal_size=64MB", "restart_after_crash=on"),
 )
-READY_SECONDS = 60
+READY_SECONDS = 120
 END = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": signal.SIGKILL}
 
 
