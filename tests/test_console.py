@@ -334,6 +334,19 @@ def test_an_empty_console_says_how_to_begin_and_a_quiet_one_that_all_is_quiet(vi
     assert incident.title in text(reply)
 
 
+def test_an_empty_console_sends_a_test_anomaly_once(responder, viewer):
+    assert "Send a test anomaly" in text(responder.get(LIST))
+    assert "Send a test anomaly" not in text(viewer.get(LIST))
+    changes.patch_anomaly({"minimumScore": 9}, actor="system")
+    reply = responder.post(f"{LIST}test/", follow=True)
+    incident = Incident.objects.get()
+    assert reply.redirect_chain == [(f"{LIST}{incident.id}/", 302)]
+    assert (incident.severity, incident.title) == ("low", "A test anomaly")
+    assert Entry.objects.about(incident.subject).get().actor == "user:anna"
+    assert "nothing was sent" in text(responder.post(f"{LIST}test/", follow=True))
+    assert Incident.objects.count() == 1
+
+
 def test_a_fragment_holds_the_rows_alone_and_is_not_sent_twice(viewer):
     [incident] = opened(anomaly())
     first = viewer.get(LIST, headers={"X-Fragment": "rows"})
@@ -712,6 +725,7 @@ def writes(incident: Incident) -> list[tuple[str, dict, str]]:
         (f"{LIST}{incident.id}/tickets/{ticket.pk}/", {}, "responder"),
         (f"{LIST}retry/jira/", {}, "responder"),
         (f"{LIST}drill/", {"confirmed": "1"}, "admin"),
+        (f"{LIST}test/", {}, "responder"),
         (f"{CONFIG}platforms/jira/", {"enabled": "1"}, "admin"),
         (f"{CONFIG}platforms/jira/test/", {}, "admin"),
         (f"{CONFIG}routing/", {"routing-low": "jira"}, "admin"),
@@ -803,6 +817,8 @@ def test_users_are_managed_by_admins_alone(admin, responder):
     reply = admin.post("/admin/auth/user/add/", form | {"usable_password": "true", "groups": [group.pk]})
     assert reply.status_code == 302
     assert list(User.objects.get(username="new").groups.all()) == [group]
+    roles = re.findall('<td class="field-role">([^<]*)</td>', text(admin.get("/admin/auth/user/")))
+    assert roles == ["responder", "responder", "admin"]
 
 
 # --- Text is text -----------------------------------------------------------------------------------------------------

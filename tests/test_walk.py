@@ -86,7 +86,7 @@ def addresses(incident: Incident, key: int) -> dict[str, list[str]]:
     redirects = ("configuration_platform", "configuration_platform_test", "configuration_routing", "configuration_llm")
     redirects += ("configuration_anomaly", "configuration_llm_test", "incidents_incident_act")
     redirects += ("incidents_incident_retry_platform", "incidents_incident_ask_again", "incidents_incident_retry")
-    redirects += ("incidents_incident_neighbour",)
+    redirects += ("incidents_incident_neighbour", "incidents_incident_test")
     return known | {name: [] for name in (*files, *redirects)}
 
 

@@ -3,10 +3,13 @@
 Apart from `ticketing.console`, because Django's module registers with the site as it is imported.
 """
 
-from django.contrib.admin import AdminSite, ModelAdmin
+from django.contrib.admin import AdminSite, ModelAdmin, display
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group, User
+from django.db.models import QuerySet
 from django.http import HttpRequest
+
+from ticketing.access import OF_GROUPS
 
 
 def register(site: AdminSite) -> None:
@@ -34,7 +37,7 @@ class RoleAdmin(ModelAdmin):
 class Users(RoleAdmin, UserAdmin):
     """A user's role is that of their groups: viewer, responder or admin. Superusers are admins."""
 
-    list_display = ("username", "email", "is_active", "is_superuser", "last_login")
+    list_display = ("username", "role", "email", "is_active", "last_login")
     list_filter = ("groups", "is_active")
     filter_horizontal = ()
     fieldsets = (
@@ -45,6 +48,18 @@ class Users(RoleAdmin, UserAdmin):
     )
     add_fieldsets = ((None, {"fields": ("username", "usable_password", "password1", "password2", "groups")}),)
     readonly_fields = ("last_login", "date_joined")
+
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet:
+        return super().get_queryset(request).prefetch_related("groups")
+
+    @display
+    def role(self, user: User) -> str:
+        """What the user may do here; nothing without one of the groups."""
+        if user.is_superuser:
+            return "admin"
+        names = {group.name for group in user.groups.all()}
+        return next((role for role in OF_GROUPS if role in names), "none")
 
 
 class Groups(RoleAdmin):

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.http import QueryDict
 
 from config.current import current
-from incidents import lifecycle
+from incidents import intake, lifecycle
 from incidents.console import listing
 from incidents.lifecycle import LONGEST_NOTE, MOVES, MOVES_AT_ONCE, Moved, Refused
 from incidents.models import SEVERITY_RANK, Incident, Status
@@ -22,6 +22,7 @@ STILL_BURNING = timedelta(minutes=5)
 MOST_REFUSALS_TOLD = 3
 MOST_UNDONE = 100
 UNDONE = ("acknowledge", "resolve")
+TEST_WORDS = {"title": "A test anomaly", "description": "Sent from the console. Nothing is wrong: resolve it."}
 
 
 class Mistake(Exception):
@@ -181,6 +182,15 @@ def _already(same: list[Incident]) -> str:
     incident = same[0]
     by = getattr(incident, f"{incident.status}_by", "")
     return f"{incident.id} was {incident.status} already" + (f" by {who(by)}." if by else ".")
+
+
+def send_test_anomaly(*, actor: str, request_id: str) -> str | None:
+    """The id of the low incident that a test anomaly opens. None where there are incidents: nothing needs a test."""
+    if Incident.objects.exists():
+        return None
+    test = {"service": "test-service", "severity": "low", "score": current().minimum_score + 1}
+    [result] = intake.accept([test | TEST_WORDS], actor=actor, request_id=request_id)
+    return result.incident_id
 
 
 def drill_targets() -> dict[str, list[str]]:

@@ -58,6 +58,7 @@ class IncidentPages(ModelAdmin):
         return [
             path("", wrap(self.list_page), name="incidents_incident_changelist"),
             path("act/", wrap(self.act), name="incidents_incident_act"),
+            path("test/", wrap(self.test_anomaly), name="incidents_incident_test"),
             path("drill/", wrap(self.drill), name="incidents_incident_drill"),
             path("retry/<str:platform>/", wrap(self.retry_platform), name="incidents_incident_retry_platform"),
             path("incidents.csv", wrap(self.table_file), name="incidents_incident_export"),
@@ -215,6 +216,18 @@ class IncidentPages(ModelAdmin):
             who = {"actor": request.principal.actor, "request_id": request.id}
             messages.success(request, acts.retry_platform(platform, **who))
         return HttpResponseRedirect(f"{reverse(LIST)}?view=undelivered&platform={platform}")
+
+    def test_anomaly(self, request: HttpRequest) -> HttpResponse:
+        """What an empty console offers to begin with."""
+        if request.method != "POST":
+            return HttpResponseRedirect(reverse(LIST))
+        _require_responder(request)
+        opened = acts.send_test_anomaly(actor=request.principal.actor, request_id=request.id)
+        if opened is None:
+            messages.info(request, "There are incidents already: nothing was sent.")
+            return HttpResponseRedirect(reverse(LIST))
+        messages.success(request, f"The test anomaly opened {opened}. Its tickets go where low incidents are routed.")
+        return HttpResponseRedirect(reverse(ONE, args=[opened]))
 
     def drill(self, request: HttpRequest) -> HttpResponse:
         """Asks first, naming whom it wakes; begins only from that page's button."""
