@@ -21,7 +21,7 @@ from tests.clusters import Cluster, Volume
 from tests.engines import NOBODY
 from tests.engines import _free_port as free_port
 from tests.proxy import Proxy
-from tests.test_storm import EVERYWHERE, ROOT, Rig, incident_of_labels, is_record, request, until
+from tests.rig import EVERYWHERE, ROOT, Rig, request, until
 
 on_postgresql = pytest.mark.skipif(os.environ["ENGINE"] != "postgres", reason="about PostgreSQL")
 on_sqlite = pytest.mark.skipif(os.environ["ENGINE"] != "sqlite", reason="about SQLite")
@@ -328,8 +328,8 @@ def said(rig: Rig) -> list[str]:
 
 
 def made_at_jira(rig: Rig) -> set[str]:
-    found = (effect["labels"] for effect in rig.effects() if is_record(effect, "jira"))
-    return {incident_of_labels(labels) for labels in found}
+    labels = [e["labels"] for e in rig.effects() if (e["platform"], e["effect"]) == ("jira", "ticket")]
+    return {label.rpartition("-")[0] for each in labels for label in each if label.startswith("inc-")}
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
