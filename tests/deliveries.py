@@ -143,10 +143,14 @@ class Judge:
     def __init__(self, delivery: Delivery, action: Action, tally: Tally) -> None:
         self.delivery, self.action, self.tally = delivery, action, tally
         self.standin, self.platform = delivery.standin, delivery.platform
-        self.arrived = 0  # what had reached the platform when the worker died
+        self.before = self.amount()
+        self.repeatable = 0  # so many of them were carried out, and whoever asked for it never learned so
 
-    def note_what_arrived(self) -> None:
-        self.arrived = self.amount()
+    def note_a_death(self) -> None:
+        """A worker has died: what had reached the platform may be repeated where nothing tells that it has."""
+        now = self.amount()
+        self.repeatable += now - self.before
+        self.before = now
 
     def amount(self) -> int:
         """Of what must not be doubled: pages, records or messages."""
@@ -182,10 +186,10 @@ class Judge:
         more = self.amount() - self.wanted()
         if more < 0:
             self.tally.missing(f"{where}: {-more} too few")
-        elif more == 1 and self.platform == "slack" and self.arrived == self.wanted() and ticket.may_be_doubled:
-            self.tally.marked += 1
+        elif 0 < more <= self.repeatable and self.platform == "slack" and ticket.may_be_doubled:
+            self.tally.marked += more
         elif more:
-            self.tally.twice(f"{where}: {more} too many, of which {self.arrived} had arrived")
+            self.tally.twice(f"{where}: {more} too many")
         if self._created_without_a_look():
             self.tally.twice(f"{where}: created again without a look for the first")
 

@@ -9,17 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 from django.db import connection
-from django.db.models import Model
 
 from incidents.delivery import attempts
 from incidents.models import Ticket
 from platforms.catalog import PLATFORMS
 from tests import forks
 from tests.deliveries import ACTIONS, Action, Delivery, Judge, Tally, database_url
+from tests.missing import NO_FENCE, without_constraint
 from tests.standins import Standins
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -29,6 +28,8 @@ LATEST_PAGE = 9.0  # seconds after a death, with one more for the sweep that fin
 DEADLINE = 0.3  # seconds that an attempt has which sleeps through them
 # Of how many calls of one name a sample may draw: on SQLite all of them are on the way to the platform.
 DRAWN_FROM = 3 if connection.vendor == "sqlite" else 30
+LIKELY = [forks.Point(call, number + 1) for call in forks.CALLS for number in range(DRAWN_FROM)]
+PAIRS = 4
 CREATE, _, ESCALATE, _, RESOLVE, _ = ACTIONS
 
 
@@ -60,8 +61,8 @@ def delivery(connect, api, send, platform) -> Delivery:
     standins.jira.resolution = "absent"
 
 
-def tries(faults, actions: tuple[Action, ...]) -> list[tuple[int, Action]]:
-    return [(seed, action) for seed in faults.seeds() for action in faults.sample(actions, 3)]
+def tries(faults, actions: tuple[Action, ...], some: int = 3) -> list[tuple[int, Action]]:
+    return [(seed, action) for seed in faults.seeds() for action in faults.sample(actions, some)]
 
 
 def vary(delivery: Delivery, dice: random.Random) -> None:
@@ -87,7 +88,7 @@ def verdict(faults, tally: Tally) -> None:
 def points_of(delivery: Delivery, action: Action, forked: forks.Forks, faults, tally: Tally) -> list[forks.Point]:
     """All the calls that the delivery makes, or some that it may make."""
     if not faults.thorough:
-        return faults.sample([forks.Point(call, n + 1) for call in forks.CALLS for n in range(DRAWN_FROM)], 1)
+        return faults.sample(LIKELY, 1)
     delivery.begin(action)
     points = forked.work(delivery.platform).points()
     Judge(delivery, action, tally).judge("undisturbed")
@@ -107,12 +108,36 @@ def test_a_worker_that_dies_at_any_call_leaves_one_ticket(delivery, forked, faul
             judge = Judge(delivery, action, tally)
             forked.work(platform, point)
             delivery.platform_rests()
-            judge.note_what_arrived()
+            judge.note_a_death()
             delivery.settle()
             judge.judge((seed, action.name, point))
             if PLATFORMS[platform].pages:
                 tally.slowest = max(tally.slowest, delivery.waited)
     assert tally.slowest < LATEST_PAGE
+    verdict(faults, tally)
+
+
+@needs_strace
+@pytest.mark.fault("B1")
+def test_a_worker_that_dies_after_another_has_died_leaves_one_ticket(delivery, forked, faults, platform, actions):
+    tally = Tally()
+    for seed, action in tries(faults, actions, 1):
+        dice = random.Random(f"{seed} {platform} {action.name} twice")
+        for _ in range(PAIRS if faults.thorough else 1):
+            points = dice.choices(LIKELY, k=2)
+            vary(delivery, dice)
+            delivery.begin(action)
+            judge = Judge(delivery, action, tally)
+            for point in points:
+                forked.work(platform, point)
+                delivery.platform_rests()
+                judge.note_a_death()
+                delivery.pass_time((delivery.next_due() or 0) + 0.001)
+            delivery.settle()
+            judge.judge((seed, action.name, points))
+            if PLATFORMS[platform].pages:
+                tally.slowest = max(tally.slowest, delivery.waited)
+    assert tally.slowest < 2 * LATEST_PAGE
     verdict(faults, tally)
 
 
@@ -129,7 +154,7 @@ def lose_answers(delivery: Delivery, action: Action, faults, tally: Tally, dice:
         vary(delivery, dice)
         delivery.begin(action)
         judge = Judge(delivery, action, tally)
-        judge.arrived = judge.wanted()
+        judge.repeatable = 1
         every = {"times": None} if lost is None else {"times": 1, "skip": lost}
         delivery.standin.fault("lost", rst=dice.choice((True, False)), **every)
         delivery.settle(60)
@@ -152,10 +177,6 @@ def test_an_answer_that_is_lost_after_the_work_is_done_leaves_one_ticket(deliver
 SHORT = f"""
 from incidents.delivery import attempts
 attempts.PAGING = attempts.OTHER = attempts.Times(deadline={DEADLINE}, lease=30)
-"""
-NO_FENCE = """
-from platforms import http
-http._Fence.remaining = lambda fence: 5.0
 """
 
 
@@ -260,24 +281,6 @@ def test_without_a_lease_two_workers_at_once_double(delivery, faults, monkeypatc
     tally = two_workers_at_once(delivery)
     assert tally.doubled, tally
     faults.verdict(tried=tally.tried, noticed=tally.doubled)
-
-
-@contextmanager
-def without_constraint(model: type[Model], name: str) -> Iterator[None]:
-    """Takes one of a model's constraints out of the database for a while, and with it the rows that it would refuse."""
-    whole = model._meta.constraints
-    [constraint] = [one for one in whole if one.name == name]
-    # On SQLite the table is made anew, with those that the model names.
-    model._meta.constraints = [one for one in whole if one.name != name]
-    try:
-        with connection.schema_editor() as editor:
-            editor.remove_constraint(model, constraint)
-        yield
-        model.objects.all().delete()
-    finally:
-        model._meta.constraints = whole
-        with connection.schema_editor() as editor:
-            editor.add_constraint(model, constraint)
 
 
 @pytest.mark.fault("B1")

@@ -1,0 +1,91 @@
+"""Two requests at once about the same thing: the database's constraints decide, and nothing else would."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+from django.db import connection, transaction
+
+from incidents import intake
+from incidents.models import Anomaly, DedupLock, Incident, SeenEvent
+from tests.missing import without_constraint, without_primary_key
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time"),
+]
+PATIENCE = 20.0
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def overlapping(*events: dict) -> None:
+    """Two events come at once: the second while the transaction of the first is not committed yet."""
+    taken, commit = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with transaction.atomic():
+            intake.accept([events[0]], actor="system")
+            taken.set()
+            assert commit.wait(PATIENCE)
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(by_itself, first)]
+        assert taken.wait(PATIENCE)
+        running.append(pool.submit(by_itself, lambda: intake.accept([events[1]], actor="system")))
+        wait_until_blocked_or_done(running[1])
+        commit.set()
+        for one in running:
+            one.result(PATIENCE)
+
+
+def by_itself(job: Callable[[], object]) -> None:
+    try:
+        job()
+    finally:
+        connection.close()
+
+
+def wait_until_blocked_or_done(running: Future) -> None:
+    deadline = time.monotonic() + PATIENCE
+    with connection.cursor() as cursor:
+        while not running.done():
+            cursor.execute(WAITING)
+            if cursor.fetchone():
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def event(event_id: str) -> dict:
+    return {"service": "payment-api", "severity": "critical", "score": 4.2, "eventId": event_id}
+
+
+@pytest.mark.fault("B5")
+@pytest.mark.parametrize(
+    ("missing", "incidents"),
+    [(nullcontext, 1), (lambda: without_constraint(DedupLock, "one_lock_per_fault"), 2)],
+    ids=["as it is", "without the lock's constraint"],
+)
+def test_the_first_two_events_of_a_fault_make_one_incident(
+    faults, missing: Callable[[], AbstractContextManager], incidents: int
+):
+    with missing():
+        overlapping(event("one"), event("two"))
+        assert Incident.objects.count() == incidents
+    faults.verdict(tried=1, noticed=incidents - 1)
+
+
+@pytest.mark.fault("B5")
+@pytest.mark.parametrize(
+    ("missing", "anomalies"),
+    [(nullcontext, 1), (lambda: without_primary_key(SeenEvent), 2)],
+    ids=["as it is", "without the key of seen events"],
+)
+def test_an_event_that_comes_twice_counts_once(faults, missing: Callable[[], AbstractContextManager], anomalies: int):
+    with missing():
+        overlapping(event("same"), event("same"))
+        assert Anomaly.objects.count() == anomalies
+    faults.verdict(tried=1, noticed=anomalies - 1)
