@@ -61,7 +61,7 @@ def delivery(connect, api, send, platform) -> Delivery:
     standins.jira.resolution = "absent"
 
 
-def tries(faults, actions: tuple[Action, ...], some: int = 3) -> list[tuple[int, Action]]:
+def tries(faults, actions: tuple[Action, ...], some: int = 2) -> list[tuple[int, Action]]:
     return [(seed, action) for seed in faults.seeds() for action in faults.sample(actions, some)]
 
 
