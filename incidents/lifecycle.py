@@ -395,9 +395,15 @@ def _as_seen(ticket: Ticket) -> dict:
     return {"heard": heard.as_json(), "heard_version": F("wanted_version") + 1}
 
 
-def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[int]:
+@dataclass(frozen=True)
+class SentAgain:
+    tickets: list[int]
+    pause_ended: bool
+
+
+def retry_platform(platform: str, *, actor: str, request_id: str = "") -> SentAgain:
     """Sends all of a platform's tickets that fail or were given up again now: the oldest, 5,000 at most, in a constant
-    number of queries. Returns their numbers. A pause of the platform ends, so that what merely waits for it goes too.
+    number of queries. A pause of the platform ends, so that what merely waits for it goes too.
     """
     label = PLATFORMS[platform].label
     with transaction.atomic():
@@ -406,12 +412,13 @@ def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[i
         found = dict(rows.order_by("created_at").values_list("pk", "incident_id")[:RETRIED_AT_ONCE])
         now = timezone.now()
         about = {"actor": actor, "at": now, "request_id": request_id}
-        if PlatformPause.objects.end(platform):
+        pause_ended = PlatformPause.objects.end(platform)
+        if pause_ended:
             details = f"{label}: asked again at once, its pause is over"
             auditlog.write([auditlog.entry(f"platform:{platform}", "pause ended", details=details, **about)])
             wakeup.wake("tickets", {platform})
         if not found:
-            return []
+            return SentAgain([], pause_ended)
         changes = {"due_at": Now(), "parked_at": None, "attempts": 0, "created_at": now}
         Ticket.objects.filter(pk__in=found).update(**changes)
         said = f"{len(found):,} failed ticket{'' if len(found) == 1 else 's'} to be sent again"
@@ -430,7 +437,7 @@ def retry_platform(platform: str, *, actor: str, request_id: str = "") -> list[i
             ]
         )
         wakeup.wake("tickets", {platform})
-    return list(found)
+    return SentAgain(list(found), pause_ended)
 
 
 def audit_of(incident_id: str):

@@ -26,7 +26,7 @@ from config.models import ApiKey, PlatformState
 from incidents import intake, lifecycle
 from incidents.console import listing, patience
 from incidents.console.spread import Seconds, spreads
-from incidents.models import Anomaly, Incident, Ticket
+from incidents.models import Anomaly, Incident, PlatformPause, Ticket
 from platforms.catalog import PLATFORMS
 
 LIST = "/admin/incidents/incident/"
@@ -711,6 +711,39 @@ def test_a_failed_ticket_is_sent_again(responder):
     assert responder.post(f"{LIST}{incident.id}/tickets/{ticket.pk + 1}/").status_code == 404
     [other] = opened(anomaly("b", "low"))
     assert responder.post(f"{LIST}{other.id}/tickets/{ticket.pk}/").status_code == 404
+
+
+def test_sending_again_waits_ten_seconds_between_two_tries(responder, time_machine):
+    now = timezone.now()
+    time_machine.move_to(now, tick=False)
+    enable_all()
+    changes.patch_routing({"critical": ["jira"]}, actor="system")
+    [incident] = opened(anomaly())
+    ticket = incident.tickets.get()
+    Ticket.objects.update(parked_at=now, due_at=None, failing_since=now, last_error="401")
+    one, all_ = f"{LIST}{incident.id}/tickets/{ticket.pk}/", f"{LIST}retry/jira/"
+
+    def told(address: str, after: int) -> str:
+        time_machine.move_to(now + timedelta(seconds=after), tick=False)
+        return words(responder.post(address, follow=True))
+
+    assert "The Jira ticket is sent again now." in told(one, 0)
+    assert "The Jira ticket was sent again 4 s ago. Wait 10 s between two tries." in told(one, 4)
+    assert "1 Jira ticket is sent again now." in told(all_, 10)
+    assert "tickets were sent again 9 s ago. Wait 10 s between two tries." in told(all_, 19)
+    assert "The Jira ticket was sent again 9 s ago." in told(one, 19), "whoever had it sent, and how"
+    assert Entry.objects.about(f"ticket:{incident.id}:jira").filter(action="sent again").count() == 2
+    assert "The Jira ticket is sent again now." in told(one, 20)
+
+
+def test_asking_a_platform_again_says_that_its_pause_is_over(responder):
+    enable_all()
+    later = timezone.now() + timedelta(hours=1)
+    PlatformPause.objects.create(platform="jira", until=later, reason="429")
+    assert "Jira is asked again at once: its pause is over." in words(responder.post(f"{LIST}retry/jira/", follow=True))
+    assert "No Slack ticket has failed: nothing was sent again." in words(
+        responder.post(f"{LIST}retry/slack/", follow=True)
+    )
 
 
 # --- Who may do what --------------------------------------------------------------------------------------------------

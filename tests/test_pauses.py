@@ -151,7 +151,7 @@ class TestItEnds:
         PlatformPause.objects.create(platform="pagerduty", until=lease(50), reason="429", asked=True)
         work()
         assert standins.pagerduty.pages == 0
-        assert lifecycle.retry_platform("pagerduty", actor="user:anna") == []
+        assert lifecycle.retry_platform("pagerduty", actor="user:anna") == lifecycle.SentAgain([], pause_ended=True)
         [entry] = Entry.objects.about("platform:pagerduty")
         assert (entry.action, entry.actor) == ("pause ended", "user:anna")
         work()

@@ -111,7 +111,7 @@ class RetryTickets(APIView):
             platform = body["platform"]
             retried = lifecycle.retry_platform(
                 _choice(platform if isinstance(platform, str) else "", "platform", tuple(PLATFORMS)), **who
-            )
+            ).tickets
         else:
             again = [lifecycle.retry_ticket(ticket_id, **who) for ticket_id in _tickets_named(body)]
             retried = [ticket.pk for ticket in again if ticket]

@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.http import QueryDict
+from django.utils import timezone
 
+from auditlog.models import Entry
 from config.current import current
 from incidents import intake, lifecycle
 from incidents.console import listing
 from incidents.lifecycle import LONGEST_NOTE, MOVES, MOVES_AT_ONCE, Moved, Refused
-from incidents.models import SEVERITY_RANK, Incident, Status
+from incidents.models import SEVERITY_RANK, Incident, Status, Ticket
 from incidents.templatetags.console import span, who
 from platforms.catalog import PLATFORMS
 
@@ -23,6 +25,9 @@ MOST_REFUSALS_TOLD = 3
 MOST_UNDONE = 100
 UNDONE = ("acknowledge", "resolve")
 TEST_WORDS = {"title": "A test anomaly", "description": "Sent from the console. Nothing is wrong: resolve it."}
+AGAIN_AFTER = timedelta(seconds=10)
+PATIENCE = f"Wait {AGAIN_AFTER.seconds} s between two tries."
+SENT_AGAIN = ("sent again", "created anew", "pause ended")  # as the audit calls it
 
 
 class Mistake(Exception):
@@ -202,14 +207,16 @@ def drill_targets() -> dict[str, list[str]]:
     }
 
 
-def retry(incident_id: str, ticket_id: int, *, anew: bool, actor: str, request_id: str) -> str | None:
-    """Sends one of the incident's tickets again. None where it has no such ticket."""
-    incident = Incident.objects.filter(pk=incident_id, tickets__pk=ticket_id).exists()
-    ticket = lifecycle.retry_ticket(ticket_id, actor=actor, anew=anew, request_id=request_id) if incident else None
+def retry(incident_id: str, ticket_id: int, *, anew: bool, actor: str, request_id: str) -> tuple[str, bool] | None:
+    """What came of sending one of the incident's tickets again, and whether it is sent. None where it has no such."""
+    ticket = Ticket.objects.filter(pk=ticket_id, incident_id=incident_id).first()
     if ticket is None:
         return None
     label = PLATFORMS[ticket.platform].label
-    return f"The {label} ticket is created anew." if anew else f"The {label} ticket is sent again now."
+    if (ago := _sent_again(f"ticket:{incident_id}:{ticket.platform}")) is not None:
+        return f"The {label} ticket was sent again {ago} s ago. {PATIENCE}", False
+    lifecycle.retry_ticket(ticket_id, actor=actor, anew=anew, request_id=request_id)
+    return f"The {label} ticket is {'created anew' if anew else 'sent again now'}.", True
 
 
 def ask_model_again(incident_id: str) -> tuple[str, bool]:
@@ -221,11 +228,25 @@ def ask_model_again(incident_id: str) -> tuple[str, bool]:
     return "The model is being asked, or was less than a minute ago. Wait for its answer.", False
 
 
-def retry_platform(platform: str, *, actor: str, request_id: str) -> str:
-    """Sends all of the platform's failed tickets again."""
-    count = len(lifecycle.retry_platform(platform, actor=actor, request_id=request_id))
+def retry_platform(platform: str, *, actor: str, request_id: str) -> tuple[str, bool]:
+    """What came of sending all of the platform's failed tickets again, and whether anything did."""
     label = PLATFORMS[platform].label
+    failing = Ticket.objects.failing().filter(platform=platform).exists()
+    if failing and (ago := _sent_again(f"platform:{platform}")) is not None:
+        return f"{label}'s tickets were sent again {ago} s ago. {PATIENCE}", False
+    done = lifecycle.retry_platform(platform, actor=actor, request_id=request_id)
+    count = len(done.tickets)
+    ended = f"{label} is asked again at once: its pause is over." if done.pause_ended else ""
     if not count:
-        return f"No {label} ticket has failed: nothing was sent again."
-    rest = " The rest must be sent again by another click." if count == lifecycle.RETRIED_AT_ONCE else ""
-    return f"{count:,} {label} ticket{' is' if count == 1 else 's are'} sent again now.{rest}"
+        return ended or f"No {label} ticket has failed: nothing was sent again.", True
+    sent = f"{count:,} {label} ticket{' is' if count == 1 else 's are'} sent again now."
+    rest = "The rest must be sent again by another click." if count == lifecycle.RETRIED_AT_ONCE else ""
+    return " ".join(filter(None, [sent, ended, rest])), True
+
+
+def _sent_again(subject: str) -> int | None:
+    """How many seconds ago somebody had this sent again, if it was a moment ago: the audit knows, whoever it was."""
+    now = timezone.now()
+    lately = Entry.objects.about(subject).filter(action__in=SENT_AGAIN, timestamp__gt=now - AGAIN_AFTER)
+    last = lately.values_list("timestamp", flat=True).last()
+    return last and max(0, int((now - last).total_seconds()))

@@ -197,7 +197,8 @@ class IncidentPages(ModelAdmin):
         )
         if not told:
             raise Http404
-        messages.success(request, told)
+        words, sent = told
+        messages.add_message(request, messages.SUCCESS if sent else messages.WARNING, words)
         return HttpResponseRedirect(back)
 
     def ask_again(self, request: HttpRequest, incident_id: str) -> HttpResponse:
@@ -214,7 +215,8 @@ class IncidentPages(ModelAdmin):
         if request.method == "POST":
             _require_responder(request)
             who = {"actor": request.principal.actor, "request_id": request.id}
-            messages.success(request, acts.retry_platform(platform, **who))
+            words, sent = acts.retry_platform(platform, **who)
+            messages.add_message(request, messages.SUCCESS if sent else messages.WARNING, words)
         return HttpResponseRedirect(f"{reverse(LIST)}?view=undelivered&platform={platform}")
 
     def test_anomaly(self, request: HttpRequest) -> HttpResponse:
