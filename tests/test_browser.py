@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
 from django.db.models import F
 from django.utils import timezone
 from playwright.sync_api import Page, TimeoutError
@@ -35,9 +36,14 @@ def test_nothing_bars_anybody_from_a_page_in_either_theme_at_either_width(consol
     lifecycle.move("resolve", [incidents[1].id], actor="user:bob")
     page = console().sign_in()
     addresses = (LIST, f"{LIST}{incidents[0].id}/", "/admin/", "/admin/config/", "/admin/config/apikey/", AUDIT)
+    both, wide = ((1440, 900), (390, 844)), ((1440, 900),)
+    user, entry = User.objects.get().pk, Entry.objects.last().pk
+    of_django = ("/admin/auth/user/", f"/admin/auth/user/{user}/change/", f"/admin/auth/user/{user}/delete/")
+    looks = [(address, both) for address in addresses]
+    looks += [(address, wide) for address in (*of_django, f"{AUDIT}{entry}/change/")]
     found, axe = [], AXE.read_text()
-    for address in addresses:
-        for width, height in ((1440, 900), (390, 844)):
+    for address, sizes in looks:
+        for width, height in sizes:
             page.set_viewport_size({"width": width, "height": height})
             page.goto(address)
             page.evaluate(axe)
