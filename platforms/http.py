@@ -37,6 +37,8 @@ from platforms.egress import Egress
 
 MAX_BODY = 1024 * 1024  # bytes of a reply, after decompression
 MAX_WIRE = 4 * MAX_BODY  # bytes read for one request: bounds endless headers, chunk sizes and empty gzip members too
+PART = 16384  # bytes
+KEPT_PARTS = 4  # of a reply that is too large or too late: enough to tell what it says
 MAX_MESSAGE = 300
 MAX_RETRY_AFTER = 3600.0
 USER_AGENT = "ticketing-agent"
@@ -201,13 +203,14 @@ class Caller:
         size, broken = 0, None
         try:
             if not 300 <= answer.status_code < 400:
-                for part in answer.raw.stream(16384, decode_content=True):
+                for part in answer.raw.stream(PART, decode_content=True):
                     size += len(part)
                     if size > MAX_BODY:
                         raise self._fence.too_big()
                     parts.append(part)
         except PlatformError as error:
             broken = error
+            del parts[KEPT_PARTS:]  # a lane's threads may all meet such a reply at once
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             broken = self._fence.broken(error)
         return Reply(answer.status_code, answer.headers, b"".join(parts)), broken

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,29 @@ class Rig:
         assert status == 200, answer
         [incident_id] = answer["incidents"] or [None]
         return incident_id
+
+    def open(self, name: str, count: int) -> list[str]:
+        """So many critical incidents at once."""
+        events = [
+            {"service": f"{name}-{n}", "severity": "critical", "score": 4.2, "title": f"{name}-{n}"}
+            for n in range(count)
+        ]
+        status, answer = self.api("POST", "/api/v1/anomalies", events)
+        assert (status, answer["created"]) == (200, count)
+        return answer["incidents"]
+
+    def delivered(self, name: str, count: int, *, at: Sequence[str] = EVERYWHERE) -> float:
+        """Seconds until so many incidents, opened at once, show at these platforms."""
+        began = time.monotonic()
+        self.open(name, count)
+        self.shows(at)
+        return time.monotonic() - began
+
+    def shows(self, at: Sequence[str]) -> None:
+        """Waits until all is in step at these platforms."""
+        listed = ", ".join(f"'{one}'" for one in at)
+        late = f"SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version AND platform IN ({listed})"
+        until(lambda: self.query(late)[0][0] == 0, 60, f"tickets at {listed}")
 
     def move(self, incident_id: str, name: str) -> None:
         status, answer = self.api("POST", f"/api/incidents/{incident_id}/{name}")

@@ -42,8 +42,8 @@ MEBIBYTE = 1024  # kibibytes
 
 @dataclass(frozen=True)
 class Misbehaviour:
-    """`tls`: the certificate that it shows. `parks`: trying again cannot help. `asked`: how often at most before it has
-    asked us to wait, in each second."""
+    """`tls`: the certificate that it shows. `slow`: takes all the time that there is. `waits`: asks us to wait longer
+    than we look. `refuses`: trying again cannot help."""
 
     name: str
     behave: sick.Behaviour
@@ -96,7 +96,7 @@ def test_a_sick_platform_is_late_alone(rig, certificates, tmp_path, faults):
     names = f'{{"{NAME}": [["{WELL}"], ["{SINK}"], ["{WELL}"], ["{WELL}", "{SINK}"], ["{SINK}"]]}}'
     misled = {"MISLED_CA": str(ca), "MISLED_NAMES": names, "EGRESS_ALLOWED_NETWORKS": f"{WELL}/32"}
     rig = rig(app="tests.misled", workers=1, more=misled)
-    calm = max(delivered(rig, f"calm-{n}", EVERYWHERE) for n in range(2))
+    calm = max(rig.delivered(f"calm-{n}", INCIDENTS) for n in range(2))
     points = [(m, name) for m in MISBEHAVIOURS for name in EVERYWHERE if m.host == WELL or name != "slack"]
     figures = Figures()
     for misbehaviour, platform in faults.sample(points, 3):
@@ -134,7 +134,7 @@ def try_one(
         rig.post(f"{name}-first")
         until(lambda: server.visits, 20, f"{words}: the sick platform is asked")
         before = reset_peak(pid)
-        took = delivered(rig, name, others)
+        took = rig.delivered(name, INCIDENTS, at=others)
         assert took <= max(2.0, 2 * calm), words
         if misbehaviour.slow:
             judge_the_deadline(server, DEADLINES.get(platform, HASTY_DEADLINE), figures, words)
@@ -150,21 +150,6 @@ def try_one(
     figures.memory.append(grown)
     figures.tried += 1
     recover(rig, platform, words)
-
-
-def delivered(rig: Rig, name: str, platforms: list[str]) -> float:
-    """Seconds until so many incidents, opened at once, show at these platforms."""
-    events = [
-        {"service": f"{name}-{n}", "severity": "critical", "score": 4.2, "title": f"{name}-{n}"}
-        for n in range(INCIDENTS)
-    ]
-    began = time.monotonic()
-    status, answer = rig.api("POST", "/api/v1/anomalies", events)
-    assert (status, answer["created"]) == (200, INCIDENTS)
-    listed = ", ".join(f"'{one}'" for one in platforms)
-    behind = f"SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version AND platform IN ({listed})"
-    until(lambda: rig.query(behind)[0][0] == 0, 60, f"{name}: the others")
-    return time.monotonic() - began
 
 
 def judge_the_deadline(server: Sick, deadline: float, figures: Figures, words: str) -> None:
