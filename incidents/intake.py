@@ -8,26 +8,23 @@ another's transaction is under way are the next batch together: a storm costs fe
 import threading
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
-from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import Model
+from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
 from config.current import Current, current
-from incidents import counters, lifecycle
+from incidents import counters, lifecycle, statements
 from incidents.causes import rules
 from incidents.events import Event, Rejected, read
 from incidents.lifecycle import Author
-from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent, Status
+from incidents.models import DedupLock, Incident, Status
 
 MOST_AFFECTED_SERVICES = 200
 PAYLOADS_AT_EACH_END = 20  # an incident's first and latest events that are kept whole, beside its highest
 LOOKED_INTO = 20  # an incident's first events whose words are searched for a cause, while there is none
-EVENT_IDS_PER_STATEMENT = 5000  # SQLite takes 32,766 parameters
-JOINED_PER_STATEMENT = 2000
 MOST_TOGETHER = 1000  # events; more of one request alone are taken alone
 # A deadlock is possible only where several batches bring the same new services; whoever lost simply begins again.
 TRIES = 4
@@ -163,6 +160,21 @@ class _Taken:
         last = self.incident.anomaly_count - PAYLOADS_AT_EACH_END
         return self.ordinal <= PAYLOADS_AT_EACH_END or self.highest or self.ordinal > last
 
+    def row(self, received_at: datetime) -> tuple[object, ...]:
+        """The anomaly to be kept of it: statements.ANOMALY_FIELDS."""
+        event = self.event
+        return (
+            self.incident and self.incident.pk,
+            event.event_id or "",
+            event.service,
+            event.severity,
+            event.score,
+            event.at,
+            received_at,
+            event.title[:200],
+            event.payload if self.worth_keeping_whole() else None,
+        )
+
 
 @dataclass
 class _Batch:
@@ -180,7 +192,7 @@ class _Batch:
         """Locks are taken in one order: event ids, services, incidents, the day's counter."""
         events = [event for sent in together for event in sent.events]
         authors = [sent.author for sent in together for _ in sent.events]
-        fresh = _claim_event_ids(events, self.now)
+        fresh = _fresh(events, self.now)
         minimum = self.config.minimum_score
         self.lock_faults([event for event in fresh if event is not None and event.score >= minimum])
         # Only now, with the locks: what others did to these incidents while we waited lies before it.
@@ -188,7 +200,7 @@ class _Batch:
         decided = [e and self.decide(e, author) for e, author in zip(fresh, authors, strict=True)]
         self.number([incident for incident, _ in self.opened])
         self.write([taken for taken in decided if taken])
-        known = _incidents_of_redelivered([e for e, taken in zip(events, decided, strict=True) if taken is None])
+        known = statements.incidents_of({e.event_id for e, taken in zip(events, decided, strict=True) if taken is None})
         return [
             Result(taken.outcome, taken.incident.pk if taken.incident else None)
             if taken
@@ -201,17 +213,18 @@ class _Batch:
         if not events:
             return
         keys = sorted({(e.service, e.severity) for e in events})
-        if missing := set(keys) - _locked(keys):
+        if missing := set(keys) - statements.lock_faults(keys):
             DedupLock.objects.bulk_create(
                 (DedupLock(service=service, severity=severity) for service, severity in sorted(missing)),
                 ignore_conflicts=True,
             )
-            _locked(sorted(missing))
+            statements.lock_faults(sorted(missing))
         window = self.config.lookback
         self.faults = {key: Siblings(window) for key in keys}
         times = [e.at for e in events]
         for incident in sorted(
-            _candidates(keys, min(times) - window, max(times) + window), key=lambda i: (i.created_at, i.number)
+            statements.candidates(keys, min(times) - window, max(times) + window),
+            key=lambda i: (i.created_at, i.number),
         ):
             if siblings := self.faults.get((incident.service, incident.severity)):
                 siblings.add(incident)
@@ -290,27 +303,14 @@ class _Batch:
 
     def write(self, taken: list[_Taken]) -> None:
         lifecycle.open_incidents(self.opened, self.config)
-        _save(list(self.joined.values()), JOINED_FIELDS)
+        statements.save(list(self.joined.values()), statements.JOINED_FIELDS)
         for author, incidents in self.reopened.items():
             for incident in incidents:
                 incident.status = Status.RESOLVED  # as the row still says
             lifecycle.reopen_for_anomaly(incidents, author, now=self.now)
-        _save(list(self.improved.values()), IMPROVED_FIELDS)
+        statements.save(list(self.improved.values()), statements.IMPROVED_FIELDS)
         lifecycle.cause_improved([i.pk for i in self.improved.values() if i.cause_category not in rules.WEAK])
-        Anomaly.objects.bulk_create(
-            Anomaly(
-                incident=one.incident,
-                event_id=one.event.event_id or "",
-                service=one.event.service,
-                severity=one.event.severity,
-                score=one.event.score,
-                at=one.event.at,
-                received_at=self.now,
-                title=one.event.title[:200],
-                payload=one.event.payload if one.worth_keeping_whole() else None,
-            )
-            for one in taken
-        )
+        statements.insert_anomalies([one.row(self.now) for one in taken])
 
 
 def _explain(incident: Incident, event: Event) -> None:
@@ -331,7 +331,7 @@ def _explain(incident: Incident, event: Event) -> None:
 
 def give_ids(incidents: Sequence[Incident], day: date) -> None:
     """The day's next ids. Locks the day's counter until the end of the transaction: take every other lock before."""
-    for number, incident in zip(_next_numbers(day, len(incidents)), incidents, strict=True):
+    for number, incident in zip(statements.next_numbers(day, len(incidents)), incidents, strict=True):
         incident.number = number
         incident.pk = f"inc-{day:%Y%m%d}-{number:03d}"
 
@@ -377,22 +377,9 @@ class Siblings:
         self._place(incident)
 
 
-def _union(known: list[str], more: Iterable[str]) -> list[str]:
-    if all(service in known for service in more):  # by far the most frequent case
-        return known
-    return list(dict.fromkeys([*known, *more]))[:MOST_AFFECTED_SERVICES]
-
-
-# --- Queries ----------------------------------------------------------------------------------------------------------
-
-
-def _claim_event_ids(events: list[Event], now: datetime) -> list[Event | None]:
-    """The events, with None for each that was taken in before, in this batch or another.
-
-    The primary key decides: whoever inserts an id first has it, and others wait for that commit.
-    """
-    ids = sorted({e.event_id for e in events if e.event_id})
-    new = set(_inserted_ids(ids, now))
+def _fresh(events: list[Event], now: datetime) -> list[Event | None]:
+    """The events, with None for each that was taken in before, in this batch or another."""
+    new = statements.claim_event_ids({e.event_id for e in events if e.event_id}, now)
     fresh: list[Event | None] = []
     for event in events:
         if not event.event_id:
@@ -405,119 +392,7 @@ def _claim_event_ids(events: list[Event], now: datetime) -> list[Event | None]:
     return fresh
 
 
-def _inserted_ids(ids: list[str], now: datetime) -> Iterator[str]:
-    seen_at = _prepared(SeenEvent, "seen_at", now)
-    for start in range(0, len(ids), EVENT_IDS_PER_STATEMENT):
-        chunk = ids[start : start + EVENT_IDS_PER_STATEMENT]
-        rows = ", ".join(["(%s, %s)"] * len(chunk))
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"INSERT INTO {_table(SeenEvent)} (event_id, seen_at) VALUES {rows} "
-                "ON CONFLICT DO NOTHING RETURNING event_id",
-                [value for event_id in chunk for value in (event_id, seen_at)],
-            )
-            yield from (row[0] for row in cursor.fetchall())
-
-
-def _incidents_of_redelivered(events: list[Event]) -> dict[str, str | None]:
-    if not events:
-        return {}
-    ids = {e.event_id for e in events}
-    return dict(Anomaly.objects.filter(event_id__in=ids).values_list("event_id", "incident_id"))
-
-
-# The ORM spends more time on the next two questions than the database does, and every request asks them.
-
-
-def _locked(keys: list[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Locks those of the keys that exist, in order."""
-    where, values = _of_faults(keys)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT service, severity FROM {_table(DedupLock)} WHERE {where} "
-            f"ORDER BY service, severity {_for_update()}",
-            values,
-        )
-        return set(cursor.fetchall())
-
-
-# What deciding needs to know of an incident; the rest of it is not read.
-CANDIDATE_FIELDS = (
-    *("id", "number", "service", "severity", "status", "affected_services", "anomaly_score", "anomaly_count"),
-    *("first_anomaly_at", "last_anomaly_at", "created_at", "updated_at", "resolved_at"),
-    *("fallback", "cause_category", "cause_at", "trace_id"),
-)
-
-
-def _candidates(keys: list[tuple[str, str]], earliest: datetime, latest: datetime) -> Iterable[Incident]:
-    """Locks and reads the incidents of these faults that have anomalies between these times."""
-    where, values = _of_faults(keys)
-    times = [_prepared(Incident, "last_anomaly_at", at) for at in (earliest, latest)]
-    return Incident.objects.raw(
-        f"SELECT {', '.join(CANDIDATE_FIELDS)} FROM {_table(Incident)} WHERE {where} "
-        f"AND NOT drill AND last_anomaly_at >= %s AND first_anomaly_at <= %s ORDER BY id {_for_update()}",
-        [*values, *times],
-    )
-
-
-def _of_faults(keys: list[tuple[str, str]]) -> tuple[str, list[str]]:
-    services, severities = sorted({service for service, _ in keys}), sorted({severity for _, severity in keys})
-    where = f"service IN ({_holders(services)}) AND severity IN ({_holders(severities)})"
-    return where, [*services, *severities]
-
-
-def _holders(values: Sequence[object]) -> str:
-    return ", ".join(["%s"] * len(values))
-
-
-def _table(model: type[Model]) -> str:
-    return connection.ops.quote_name(model._meta.db_table)
-
-
-def _prepared(model: type[Model], field_name: str, value: object) -> object:
-    return model._meta.get_field(field_name).get_db_prep_save(value, connection)
-
-
-def _for_update() -> str:
-    return connection.ops.for_update_sql() if connection.features.has_select_for_update else ""
-
-
-def _next_numbers(day: date, count: int) -> range:
-    """The day's next numbers. The counter's row is locked until the end of the transaction, so it comes last."""
-    table = _table(DayCounter)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {table} (day, last) VALUES (%s, %s) "
-            f"ON CONFLICT (day) DO UPDATE SET last = {table}.last + excluded.last RETURNING last",
-            [_prepared(DayCounter, "day", day), count],
-        )
-        [last] = cursor.fetchone()
-    return range(last - count + 1, last + 1)
-
-
-JOINED_FIELDS = (
-    "id",
-    "anomaly_count",
-    "anomaly_score",
-    "first_anomaly_at",
-    "last_anomaly_at",
-    "affected_services",
-    "updated_at",
-)
-IMPROVED_FIELDS = ("id", "evidence", "trace_id", "root_cause", "cause_category", "cause_at")
-
-
-def _save(incidents: list[Incident], names: tuple[str, ...]) -> None:
-    """All in one statement that both engines know; the ORM's own takes ten times as long."""
-    table = _table(Incident)
-    fields = [Incident._meta.get_field(name) for name in names]
-    changes = ", ".join(f"{name} = new.column{n}" for n, name in enumerate(names, 1) if name != "id")
-    row = f"({_holders(fields)})"
-    for start in range(0, len(incidents), JOINED_PER_STATEMENT):
-        chunk = incidents[start : start + JOINED_PER_STATEMENT]
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"UPDATE {table} SET {changes} FROM (VALUES {', '.join([row] * len(chunk))}) AS new "
-                f"WHERE {table}.id = new.column1",
-                [f.get_db_prep_save(getattr(incident, f.attname), connection) for incident in chunk for f in fields],
-            )
+def _union(known: list[str], more: Iterable[str]) -> list[str]:
+    if all(service in known for service in more):  # by far the most frequent case
+        return known
+    return list(dict.fromkeys([*known, *more]))[:MOST_AFFECTED_SERVICES]

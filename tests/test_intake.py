@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from auditlog.models import Entry
 from config.changes import patch_anomaly
 from incidents import intake, lifecycle
-from incidents.models import Anomaly, DayCounter, Incident, SeenEvent, Ticket
+from incidents.models import LARGEST_FLOAT, Anomaly, DayCounter, Incident, SeenEvent, Ticket
 from tests.oracle import KINDS, Fault, Oracle, Sent
 from tests.refusals import MESSAGE, refusing
 
@@ -197,6 +197,22 @@ class TestRules:
     def test_an_incident_lists_at_most_200_services(self, send):
         send(*({"affectedServices": [f"s{n}-{i}" for i in range(150)]} for n in range(3)))
         assert len(only().affected_services) == 200
+
+
+def test_what_was_sent_is_stored_to_the_last_bit_whatever_it_holds():
+    patch_anomaly({"minimumScore": 0}, actor="system")
+    chance = random.Random(5)
+    scores = [0.1 + 0.2, 1e-300, LARGEST_FLOAT, 1 / 3, *(chance.lognormvariate(0, 20) for _ in range(200))]
+    strange = '\'; DROP TABLE x; -- \\ "%s" {} \u2028 \u00e9\U0001f525\n'
+    base = {"severity": "low", "title": strange, "n": 2**63 - 1, strange: [strange, None, 1e22]}
+    alone = [base | {"service": f"s{n}", "score": score} for n, score in enumerate(scores)]
+    joined = [base | {"service": "s", "score": score} for score in scores]
+    intake.accept([*alone, joined[0]], actor="local")
+    intake.accept(joined[1:], actor="local")
+    stored = list(Anomaly.objects.order_by("id").values_list("score", "title", "payload"))
+    assert stored[: len(alone)] == [(item["score"], strange, item) for item in alone]
+    assert [score for score, *_ in stored[len(alone) :]] == scores
+    assert Incident.objects.get(service="s").anomaly_score == LARGEST_FLOAT
 
 
 def only_id(reply: dict) -> str:
