@@ -6,20 +6,22 @@ are told the same; how many rows go along with a statement is all that they are 
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
+from functools import cache
 
 import orjson
 from django.db import connection
 from django.db.models import Field, Model
+from django.db.models.expressions import Col
 
 from incidents.models import Anomaly, DayCounter, DedupLock, Incident, SeenEvent
 
 MOST_PARAMETERS = 30_000  # SQLite takes 32,766
 
-# What deciding needs to know of an incident; the rest of it is not read.
+# What deciding needs to know of an incident, in the model's order; the rest of it is not read.
 CANDIDATE_FIELDS = (
-    *("id", "number", "service", "severity", "status", "affected_services", "anomaly_score", "anomaly_count"),
-    *("first_anomaly_at", "last_anomaly_at", "created_at", "updated_at", "resolved_at"),
-    *("fallback", "cause_category", "cause_at", "trace_id"),
+    *("id", "number", "service", "severity", "status", "affected_services", "trace_id"),
+    *("anomaly_score", "anomaly_count", "first_anomaly_at", "last_anomaly_at"),
+    *("created_at", "updated_at", "resolved_at", "fallback", "cause_category", "cause_at"),
 )
 JOINED_FIELDS = (
     "anomaly_count",
@@ -66,15 +68,17 @@ def lock_faults(keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
     )
 
 
-def candidates(keys: Sequence[tuple[str, str]], earliest: datetime, latest: datetime) -> Iterable[Incident]:
+def candidates(keys: Sequence[tuple[str, str]], earliest: datetime, latest: datetime) -> list[Incident]:
     """Locks and reads the incidents of these faults that have anomalies between these times."""
     where, values = _of_faults(keys)
     times = [_prepared(Incident, "last_anomaly_at", at) for at in (earliest, latest)]
-    return Incident.objects.raw(
+    rows = _fetch(
         f"SELECT {', '.join(CANDIDATE_FIELDS)} FROM {_table(Incident)} WHERE {where} "
         f"AND NOT drill AND last_anomaly_at >= %s AND first_anomaly_at <= %s ORDER BY id {_for_update()}",
         [*values, *times],
     )
+    read = _read(Incident, CANDIDATE_FIELDS, rows)
+    return [Incident.from_db(connection.alias, CANDIDATE_FIELDS, row) for row in read]
 
 
 def next_numbers(day: date, count: int) -> range:
@@ -113,20 +117,48 @@ def _as_rows(
     them value by value takes several times as long. SQLite gets them value by value, in several statements where they
     are very many: it takes a parameter as it is, but does not read each number in JSON to the last bit.
     """
-    fields = [model._meta.get_field(name) for name in names]
-    columns = [field.column for field in fields]
     if connection.vendor == "postgresql":
         if rows:
-            types = ", ".join(f"{field.column} {field.db_type(connection)}" for field in fields)
-            text = orjson.dumps([dict(zip(columns, row, strict=True)) for row in rows]).decode()
-            yield f"json_to_recordset(%s) AS new ({types})", [text]
+            columns, table = _columns_of_json(model, tuple(names))
+            yield table, [orjson.dumps([dict(zip(columns, row, strict=True)) for row in rows]).decode()]
         return
-    named = ", ".join(f"column{number} AS {column}" for number, column in enumerate(columns, 1))
+    fields = [model._meta.get_field(name) for name in names]
+    named = ", ".join(f"column{number} AS {field.column}" for number, field in enumerate(fields, 1))
     row_of_holders = f"({_holders(fields)})"
     step = MOST_PARAMETERS // len(fields)
     for chunk in (rows[start : start + step] for start in range(0, len(rows), step)):
         source = f"(SELECT {named} FROM (VALUES {', '.join([row_of_holders] * len(chunk))})) AS new"
         yield source, [_stored(field, value) for row in chunk for field, value in zip(fields, row, strict=True)]
+
+
+@cache
+def _columns_of_json(model: type[Model], names: tuple[str, ...]) -> tuple[list[str], str]:
+    fields = [model._meta.get_field(name) for name in names]
+    types = ", ".join(f"{field.column} {field.db_type(connection)}" for field in fields)
+    return [field.column for field in fields], f"json_to_recordset(%s) AS new ({types})"
+
+
+def _read(model: type[Model], names: tuple[str, ...], rows: Iterable[tuple]) -> Iterator[list[object]]:
+    """The rows with Python's values, where the engine or the field has something to convert."""
+    converters = [
+        (at, converter, column)
+        for at, column in _converted(connection.vendor, model, names)
+        for converter in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection))
+    ]
+    for row in map(list, rows):
+        for at, converter, column in converters:
+            row[at] = converter(row[at], column, connection)
+        yield row
+
+
+@cache
+def _converted(vendor: str, model: type[Model], names: tuple[str, ...]) -> list[tuple[int, Col]]:
+    columns = [model._meta.get_field(name).get_col(model._meta.db_table) for name in names]
+    return [
+        (at, column)
+        for at, column in enumerate(columns)
+        if connection.ops.get_db_converters(column) or column.get_db_converters(connection)
+    ]
 
 
 def _stored(field: Field, value: object) -> object:
