@@ -1,18 +1,17 @@
 """From anomalies to incidents: below the score, redelivered, joined, reopened or opened. The database decides.
 
 Works on batches: one event is a batch of one. A batch ends as if its events had been sent one by one in their order, in
-one transaction, with a number of queries that does not grow with its size. Requests of one process that come while
-another's transaction is under way are the next batch together: a storm costs few commits, and nobody queues for locks.
+one transaction, with a number of queries that does not grow with its size. Requests that come together are one batch
+(`turns`). What is asked of the database is in `statements`.
 """
 
-import threading
 from bisect import bisect_left, insort
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from config.current import Current, current
@@ -21,23 +20,14 @@ from incidents.causes import rules
 from incidents.events import Event, Rejected, read
 from incidents.lifecycle import Author
 from incidents.models import DedupLock, Incident, Status
+from incidents.turns import Result, Sent, Turns
 
 MOST_AFFECTED_SERVICES = 200
 PAYLOADS_AT_EACH_END = 20  # an incident's first and latest events that are kept whole, beside its highest
 LOOKED_INTO = 20  # an incident's first events whose words are searched for a cause, while there is none
-MOST_TOGETHER = 1000  # events; more of one request alone are taken alone
 # A deadlock is possible only where several batches bring the same new services; whoever lost simply begins again.
 TRIES = 4
 LOST_A_RACE = {"40P01", "40001"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one event: created, deduplicated, reopened, belowThreshold, redelivered or rejected."""
-
-    outcome: str
-    incident_id: str | None = None
-    message: str = ""
 
 
 def accept(
@@ -59,8 +49,8 @@ def accept(
         except Rejected as error:
             results[index] = Result("rejected", message=str(error))
     if events:
-        sent = _Sent([event for _, event in events], Author(actor, request_id))
-        for (index, _), result in zip(events, _rehearsed(sent) if dry_run else _stored(sent), strict=True):
+        sent = Sent([event for _, event in events], Author(actor, request_id))
+        for (index, _), result in zip(events, _rehearsed(sent) if dry_run else _turns.take_in(sent), strict=True):
             results[index] = result
     if not dry_run:
         for outcome, number in Counter(result.outcome for result in results).items():
@@ -68,56 +58,7 @@ def accept(
     return results
 
 
-@dataclass(eq=False)
-class _Sent:
-    """The events of one request, and how it ended for them."""
-
-    events: list[Event]
-    author: Author
-    results: list[Result] | None = None
-    error: Exception | None = None
-
-
-_waiting: deque[_Sent] = deque()
-_turn = threading.Lock()
-
-
-def _stored(sent: _Sent) -> list[Result]:
-    """Waits for the turn. Whoever has it takes in all who wait, so most find themselves done when theirs comes."""
-    _waiting.append(sent)
-    with _turn:
-        while sent.results is None and sent.error is None:
-            _take_in(_next_together())
-    if sent.error:
-        raise sent.error
-    return sent.results
-
-
-def _next_together() -> list[_Sent]:
-    together = [_waiting.popleft()]
-    room = MOST_TOGETHER - len(together[0].events)
-    while _waiting and len(_waiting[0].events) <= room:
-        together.append(_waiting.popleft())
-        room -= len(together[-1].events)
-    return together
-
-
-def _take_in(together: list[_Sent]) -> None:
-    try:
-        results = iter(_in_one_transaction(together))
-    except Exception as error:  # whatever it is: it is told to whom it concerns, and no other request pays for it
-        if len(together) == 1 or isinstance(error, OperationalError | InterfaceError):
-            for sent in together:
-                sent.error = error
-        else:
-            for sent in together:
-                _take_in([sent])
-    else:
-        for sent in together:
-            sent.results = [next(results) for _ in sent.events]
-
-
-def _in_one_transaction(together: list[_Sent]) -> list[Result]:
+def _in_one_transaction(together: list[Sent]) -> list[Result]:
     for tries_left in reversed(range(TRIES)):
         try:
             with transaction.atomic():
@@ -128,11 +69,14 @@ def _in_one_transaction(together: list[_Sent]) -> list[Result]:
     raise AssertionError("unreachable: the last try returns or raises")
 
 
+_turns = Turns(_in_one_transaction)
+
+
 class _Rehearsed(Exception):
     """Undoes the transaction of a dry run."""
 
 
-def _rehearsed(sent: _Sent) -> list[Result]:
+def _rehearsed(sent: Sent) -> list[Result]:
     batch = _Batch(current(), timezone.now())
     try:
         with transaction.atomic():
@@ -188,7 +132,7 @@ class _Batch:
     reopened: dict[Author, list[Incident]] = field(default_factory=lambda: defaultdict(list))
     improved: dict[int, Incident] = field(default_factory=dict)
 
-    def take(self, together: list[_Sent]) -> list[Result]:
+    def take(self, together: list[Sent]) -> list[Result]:
         """Locks are taken in one order: event ids, services, incidents, the day's counter."""
         events = [event for sent in together for event in sent.events]
         authors = [sent.author for sent in together for _ in sent.events]

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from auditlog.models import Entry
 from config.changes import patch_anomaly
-from incidents import intake, lifecycle
+from incidents import intake, lifecycle, turns
 from incidents.models import LARGEST_FLOAT, Anomaly, DayCounter, Incident, SeenEvent, Ticket
 from tests.oracle import KINDS, Fault, Oracle, Sent
 from tests.refusals import MESSAGE, refusing
@@ -487,13 +487,15 @@ def together(requests: dict[str, list[dict]]) -> dict[str, list[str] | Exception
             connection.close()
 
     with ThreadPoolExecutor(len(requests)) as pool:
-        with intake._turn:
-            done = {}
-            for number, request_id in enumerate(requests, 1):
-                done[request_id] = pool.submit(run, request_id)
-                while len(intake._waiting) < number:
-                    assert not done[request_id].done()
-                    time.sleep(0.001)
+        shared = intake._turns
+        shared._busy = True  # as while another's transaction is under way
+        done = {}
+        for number, request_id in enumerate(requests, 1):
+            done[request_id] = pool.submit(run, request_id)
+            while len(shared._waiting) < number:
+                assert not done[request_id].done()
+                time.sleep(0.001)
+        shared._pass_on()
         return {request_id: future.result(30) for request_id, future in done.items()}
 
 
@@ -530,10 +532,10 @@ class TestTogether:
         assert ended == {"a": ["created", "created"], "b": ["created", "deduplicated"]}
         assert set(SeenEvent.objects.values_list("event_id", flat=True)) == {"a", "b"}
         assert not Incident.objects.filter(service="poison").exists()
-        assert not intake._waiting
+        assert not intake._turns._waiting
 
     def test_more_than_fits_is_taken_in_several_turns(self, monkeypatch):
-        monkeypatch.setattr(intake, "MOST_TOGETHER", 5)
+        monkeypatch.setattr(turns, "MOST_TOGETHER", 5)
         ended = together({f"r{n}": [self.item(f"s{n}") for _ in range(3 if n else 7)] for n in range(5)})
         assert [outcomes[0] for outcomes in ended.values()] == ["created"] * 5
         assert Incident.objects.count() == 5
