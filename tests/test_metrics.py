@@ -228,7 +228,8 @@ class TestCost:
         def queries() -> int:
             with CaptureQueriesContext(connection) as captured:
                 metrics.exposition()
-            return len(captured)
+            # The configuration is read twice a second, whatever is asked.
+            return len([query for query in captured if '"config_' not in query["sql"]])
 
         before = queries()
         send(*({"service": f"s{number}"} for number in range(30)))
