@@ -82,7 +82,7 @@ def addresses(incident: Incident, key: int) -> dict[str, list[str]]:
         whole = f"/admin/auth/{model}/"
         known |= {f"auth_{model}_{page}": [f"{whole}{pk}/{page}/"] for page in ("history", "delete", "change")}
         known |= {f"auth_{model}_changelist": [whole], f"auth_{model}_add": [f"{whole}add/"]}
-    files = ("incidents_incident_export", "incidents_incident_markdown")
+    files = ("incidents_incident_export", "incidents_incident_markdown", "incidents_incident_services")
     redirects = ("configuration_platform", "configuration_platform_test", "configuration_routing", "configuration_llm")
     redirects += ("configuration_anomaly", "configuration_llm_test", "incidents_incident_act")
     redirects += ("incidents_incident_retry_platform", "incidents_incident_ask_again", "incidents_incident_retry")

@@ -71,13 +71,13 @@ def _told(incident: Incident, buckets: Counter[int], begin: datetime, width: tim
 
 
 def spark(counts: Sequence[int]) -> str:
-    """Bars as the one path of an SVG that is 60 wide and 16 high; empty where there is nothing to show."""
+    """Bars as the strokes, 6 wide, of one path in an SVG that is 60 wide and 16 high; empty where there is nothing."""
     peak = max(counts, default=0)
     if not peak:
         return ""
     step = 60 // len(counts)
     heights = [max(2, round(count / peak * 16)) if count else 0 for count in counts]
-    return "".join(f"M{i * step} 16v-{height}h{step - 2}v{height}z" for i, height in enumerate(heights) if height)
+    return "".join(f"M{i * step + 3} 16v-{height}" for i, height in enumerate(heights) if height)
 
 
 def volume(now: datetime) -> tuple[Part, Part]:

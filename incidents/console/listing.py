@@ -12,13 +12,14 @@ from django.utils import timezone
 from django.utils.http import urlencode
 
 from config.models import PlatformState
-from incidents.models import Incident, PlatformPause, Severity, Status, Ticket, severity_rank
+from incidents.models import DedupLock, Incident, PlatformPause, Severity, Status, Ticket, severity_rank
 from platforms.catalog import PLATFORMS
 
 PAGE_SIZE = 50
 MOST_COUNTED = 10_000
 MOST_LATE_TOLD = 1_000
 LONGEST_SEARCH = 200
+MOST_SUGGESTED = 10
 MOMENT = "%Y%m%dT%H%M%S.%f"
 SEARCHED = ("title", "service", "id", "trace_id")
 VIEWS = ("active", "open", "acknowledged", "escalated", "resolved", "all", "undelivered")
@@ -90,13 +91,16 @@ class Question:
 
     def query(self, **changes: object) -> str:
         """The address's query with these changes, on the first page unless they name another."""
-        wanted = replace(self, **{"after": "", "before": ""} | changes)
-        said = {
-            "view": "" if wanted.view == "active" else wanted.view,
-            "severity": ",".join(wanted.severities),
-            **{name: getattr(wanted, name) for name in KEPT},
-        }
-        return "?" + urlencode({name: value for name, value in said.items() if value})
+        return "?" + urlencode(replace(self, **{"after": "", "before": ""} | changes)._said())
+
+    def said(self, *, leave_out: str) -> list[tuple[str, str]]:
+        """What a form that asks for one thing must repeat."""
+        return list(replace(self, after="", before="", **{leave_out: ""})._said().items())
+
+    def _said(self) -> dict[str, str]:
+        said = {"view": "" if self.view == "active" else self.view, "severity": ",".join(self.severities)}
+        said |= {name: getattr(self, name) for name in KEPT}
+        return {name: value for name, value in said.items() if value}
 
     def toggled(self, severity: str) -> str:
         chosen = set(self.severities) ^ {severity}
@@ -266,6 +270,12 @@ def late_of(rows: list[tuple[str, str, datetime | None]]) -> Late:
 def last_resolved() -> list[Incident]:
     newest = Incident.objects.real().filter(status=Status.RESOLVED).newest_first()
     return list(newest.only("id", "title", "service", "severity", "resolved_at", "resolved_by", "created_at")[:5])
+
+
+def services(part: str) -> list[str]:
+    """The first ten services, by name, that have this in their name and ever had an anomaly."""
+    known = DedupLock.objects.filter(service__icontains=part) if part else DedupLock.objects.all()
+    return list(known.order_by("service").values_list("service", flat=True).distinct()[:MOST_SUGGESTED])
 
 
 def ids_matching(question: Question, most: int) -> list[str]:

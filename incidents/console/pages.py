@@ -2,8 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin
@@ -15,6 +14,7 @@ from django.http import (
     HttpResponse,
     HttpResponseNotModified,
     HttpResponseRedirect,
+    JsonResponse,
     StreamingHttpResponse,
 )
 from django.template.response import TemplateResponse
@@ -23,7 +23,8 @@ from django.utils import timezone
 from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 
 from incidents import drill
-from incidents.console import acts, charts, export, glance, listing, page, patience
+from incidents.console import acts, export, glance, listing, page, patience
+from incidents.console.rows import Row, html
 from incidents.models import SEVERITY_RANK, Incident, Severity, Status
 from platforms.catalog import PLATFORMS
 
@@ -61,6 +62,7 @@ class IncidentPages(ModelAdmin):
             path("test/", wrap(self.test_anomaly), name="incidents_incident_test"),
             path("drill/", wrap(self.drill), name="incidents_incident_drill"),
             path("retry/<str:platform>/", wrap(self.retry_platform), name="incidents_incident_retry_platform"),
+            path("services/", wrap(self.services), name="incidents_incident_services"),
             path("incidents.csv", wrap(self.table_file), name="incidents_incident_export"),
             path("<str:incident_id>/", wrap(self.one_page), name="incidents_incident_change"),
             path("<str:incident_id>/incident.md", wrap(self.markdown), name="incidents_incident_markdown"),
@@ -90,11 +92,12 @@ class IncidentPages(ModelAdmin):
         if request.headers.get("X-Fragment") and etag in parse_etags(request.headers.get("If-None-Match", "")):
             return HttpResponseNotModified(headers={"ETag": etag})
         found = listing.page(question, seen.shown)
-        rows = [Row(one, page.ticket_lines(one), seen.sparks.get(one.pk, ())) for one in found.incidents]
+        shown = [Row(one, page.ticket_lines(one), seen.sparks.get(one.pk, ())) for one in found.incidents]
         counts = seen.counts
         context = {
             "question": question,
-            "rows": rows,
+            "rows": html(shown, question, may_act=request.principal.may("responder")),
+            "row_count": len(shown),
             "found": found,
             "views": _views(question, counts, seen.late),
             "strip": _strip(seen.late),
@@ -108,7 +111,7 @@ class IncidentPages(ModelAdmin):
         context |= self.admin_site.each_context(request)
         context |= {"title": "Incidents", "place": "incidents", "etag": etag, "opts": self.opts}
         context |= _filters(question, counts) | self._total(question, matching, counts)
-        context |= _emptiness(question) if not rows else {}
+        context |= _emptiness(question) if not shown else {}
         return TemplateResponse(request, "incidents/list.html", context)
 
     def _total(self, question: listing.Question, matching: QuerySet, counts: Counter) -> dict:
@@ -119,6 +122,16 @@ class IncidentPages(ModelAdmin):
             total = listing.counted(matching)
         capped = total > listing.MOST_COUNTED
         return {"total": min(total, listing.MOST_COUNTED), "total_capped": capped}
+
+    def services(self, request: HttpRequest) -> JsonResponse:
+        """Names to choose from, as one types a part of one: ten at most, none where it would take too long."""
+        part = listing.Question.read(request.GET).q
+        try:
+            with patience.patience(listing.Question(q=part)):
+                names = listing.services(part)
+        except patience.TooSlow:
+            names = []
+        return JsonResponse({"services": names})
 
     # --- One incident -------------------------------------------------------------------------------------------------
 
@@ -256,39 +269,6 @@ class IncidentPages(ModelAdmin):
         return StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8", headers=headers)
 
 
-@dataclass(frozen=True)
-class Row:
-    """An incident in the list."""
-
-    incident: Incident
-    lines: list[page.TicketLine]
-    sparks: Sequence[int] = ()  # anomalies in the last hour
-
-    @property
-    def spark(self) -> str:
-        """The last hour's anomalies as the outline of an SVG 60 wide and 16 high."""
-        return charts.spark(self.sparks) if self.incident.status != Status.RESOLVED else ""
-
-    @property
-    def by(self) -> str:
-        return getattr(self.incident, f"{self.incident.status}_by", "")
-
-    @property
-    def more_services(self) -> int:
-        return len([name for name in self.incident.affected_services if name != self.incident.service])
-
-    @property
-    def few(self) -> bool:
-        """Whether there is room for words beside the signs."""
-        return len(self.shown_lines) <= 2
-
-    @property
-    def shown_lines(self) -> list[page.TicketLine]:
-        """The troubled first, where the eye begins."""
-        shown = [line for line in self.lines if line.state.name != "not needed"]
-        return sorted(shown, key=lambda line: not (line.troubled or line.difference))
-
-
 _ACTIVE = (Status.OPEN, Status.ACKNOWLEDGED, Status.ESCALATED)
 
 
@@ -373,7 +353,11 @@ def _filters(question: listing.Question, counts: Counter) -> dict:
         {"name": s.value, "query": question.toggled(s), "on": s in question.severities, "count": by_severity[s]}
         for s in Severity
     ]
-    periods = [{"name": name, "words": words, "on": name == question.period} for name, words in PERIOD_WORDS.items()]
+    periods = [
+        {"name": name, "on": on, "query": question.query(period="" if on else name)}
+        for name in PERIOD_WORDS
+        for on in (name == question.period,)
+    ]
     applied = []
     for name in ("service", "platform", "period", "q"):
         if value := getattr(question, name):
@@ -381,7 +365,8 @@ def _filters(question: listing.Question, counts: Counter) -> dict:
             applied.append({"label": label, "value": _filter_words(name, value), "query": question.query(**{name: ""})})
     return {
         "severities": severities,
-        "kept": [(name, v) for name in ("service", "platform", "period", "order") if (v := getattr(question, name))],
+        "kept_by_search": question.said(leave_out="q"),
+        "kept_by_service": question.said(leave_out="service"),
         "periods": periods,
         "applied": applied,
         "filter_count": len(applied) + len(question.severities),

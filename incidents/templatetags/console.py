@@ -117,11 +117,6 @@ def query(**said: str) -> str:
 
 
 @register.simple_tag
-def service_query(question, service: str) -> str:
-    return question.query(service=service)
-
-
-@register.simple_tag
 def newer(question, found) -> str:
     return question.query(before=found.newer)
 

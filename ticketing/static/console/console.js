@@ -46,7 +46,7 @@
 
   // --- Selection ---
 
-  const severityOf = (row) => $(".c-severity", row).classList[2];
+  const severityOf = (row) => $(".c-severity", row).classList[1];
   const boxes = () => $$("#rows tbody input[name=ids]");
   const rows = () => $$("#rows tbody tr");
   const chosen = () => boxes().filter((box) => box.checked);
@@ -254,6 +254,26 @@
     return form;
   };
 
+  // --- Services, suggested as one types ---
+
+  const suggest = (form) => {
+    const field = $("[name=service]", form), options = $("datalist", form);
+    let wait = 0, asked = "";
+    field.addEventListener("input", (event) => {
+      const picked = !event.inputType || event.inputType === "insertReplacementText";
+      if (picked && [...options.options].some((option) => option.value === field.value)) { form.requestSubmit(); return; }
+      clearTimeout(wait);
+      wait = setTimeout(async () => {
+        const wanted = asked = field.value.trim();
+        try {
+          const reply = await fetch(`${form.dataset.services}?q=${encodeURIComponent(wanted)}`, { redirect: "error" });
+          const names = reply.ok ? (await reply.json()).services : [];
+          if (wanted === asked) options.replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
+        } catch { /* what is typed is asked for all the same */ }
+      }, 150);
+    });
+  };
+
   // --- Copying ---
 
   const offerCopies = () => {
@@ -358,6 +378,7 @@
       if (event.target.matches("[data-all]")) for (const box of boxes()) box.checked = event.target.checked;
       if (event.target.matches("[data-all], [name=all]")) tellSelection();
     });
+    suggest($("#by-service"));
     addEventListener("pageshow", tellSelection);
     tellSelection();
     sayState();
