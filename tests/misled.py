@@ -1,5 +1,5 @@
 """The Celery application in a hurry, misled: names are answered as MISLED_NAMES says (JSON: by name the addresses of
-each answer in turn, the last one again and again), and none but the certificates in the file MISLED_CA are trusted.
+each answer in turn, again and again), and none but the certificates in the file MISLED_CA are trusted.
 """
 
 import json
@@ -23,7 +23,8 @@ def misled(host, port, *args, **options):
         answers = _answers.get(host)
         if not answers:
             return _resolve(host, port, *args, **options)
-        addresses = answers.pop(0) if len(answers) > 1 else answers[0]
+        addresses = answers.pop(0)
+        answers.append(addresses)
     return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (ip, port)) for ip in addresses]
 
 
