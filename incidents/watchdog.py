@@ -30,8 +30,9 @@ STATUS = 70  # "internal software error" in sysexits.h
 def echo_queue() -> Queue:
     """A queue of this process alone, which goes by itself once nobody listens."""
     name = f"echo:{socket.gethostname()}:{os.getpid()}"
-    # By the default exchange, which keeps no bindings that outlive us.
-    return Queue(name, Exchange(""), routing_key=name, auto_delete=True, expires=600)
+    # By the default exchange, which keeps no bindings that outlive us. Without an expiry: kombu would write it anew
+    # each second, and log a traceback each second where a Redis is full.
+    return Queue(name, Exchange(""), routing_key=name, auto_delete=True)
 
 
 class Watchdog:

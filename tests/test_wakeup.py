@@ -84,6 +84,12 @@ def test_a_killed_broker_is_found_again(publisher, other_broker):
     assert wakes(publisher, other_broker)
 
 
+def test_a_broker_that_has_forgotten_everything_is_told_anew(publisher, other_broker):
+    assert wakes(publisher, other_broker)
+    other_broker.client.flushall()
+    assert wakes(publisher, other_broker)
+
+
 def test_a_full_broker_stops_nothing_for_ever(publisher, other_broker, caplog):
     assert wakes(publisher, other_broker)
     other_broker.client.config_set("maxmemory", "1mb")
