@@ -131,9 +131,21 @@ class _Week:
                     self.move(name, incident_id, moment)
             self.delivered()
         self.one_that_is_raised()
+        self.date_tickets()
         self.one_that_fails()
         self.one_without_the_model()
         self.delivered()
+
+    def date_tickets(self) -> None:
+        """As if each platform had been told at the time."""
+        tickets = list(Ticket.objects.exclude(created_remotely_at=None).select_related("incident"))
+        for ticket in tickets:
+            seconds = self.dice.uniform(0.2, 0.9) if PLATFORMS[ticket.platform].pages else self.dice.uniform(0.4, 6)
+            incident = ticket.incident
+            routed = ticket.platform in ROUTING[incident.severity]
+            since = incident.created_at if routed else incident.escalated_at or incident.created_at
+            ticket.created_remotely_at = since + timedelta(seconds=seconds)
+        Ticket.objects.bulk_update(tickets, ["created_remotely_at"])
 
     def moments(self) -> list[tuple[Fault, datetime]]:
         weights = [1, 1, 2, 2, 2, 4, 3, 5, 4]
