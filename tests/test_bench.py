@@ -50,7 +50,7 @@ def test_every_part_has_figures_and_each_target_a_verdict(run):
         assert (figure["floor"] is None) == (figure["ratio"] is None)
         assert figure["verdict"] in (("ok", "missed") if figure["target"] else (None,))
         assert figure["name"] in printed
-    assert sum(figure["target"] is not None for figure in written["figures"]) == 6
+    assert sum(figure["target"] is not None for figure in written["figures"]) == 11
 
 
 def test_a_run_says_what_it_was_measured_on(run):

@@ -4,21 +4,27 @@
 Incidents and tickets are copies of the newest incident that has its tickets, by one statement each, so that a hundred
 thousand are there in seconds: a day's worth of 1,440, ending now, one in ten still open, as many acknowledged.
 Prints the ids of some that are open.
+`python -m tests.bench.data overview N`: how many milliseconds the console's overview takes, each time anew (a server
+keeps it for half a minute), in this process, as JSON: N times after one that warms up.
 """
 
 import json
 import os
 import sys
+import time
 
 import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ticketing.settings")
 django.setup()
 
+from django.conf import settings  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
+from django.core.cache import cache  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.db.models import F, Model  # noqa: E402
+from django.test import Client  # noqa: E402
 
 from config import keys  # noqa: E402
 from incidents.models import Incident, Ticket  # noqa: E402
@@ -68,6 +74,19 @@ def incidents(count: int) -> None:
     print(json.dumps(list(opened.values_list("pk", flat=True)[:MOST_TOLD])))
 
 
+def overview(times: int) -> None:
+    settings.ALLOWED_HOSTS = ["testserver"]
+    browser = Client()
+    browser.force_login(User.objects.get(username="bench"), backend="ticketing.access.RolesAtOnce")
+    took = []
+    for _ in range(times + 1):
+        cache.clear()
+        began = time.perf_counter()
+        assert browser.get("/admin/", secure=True).status_code == 200
+        took.append(1000 * (time.perf_counter() - began))
+    print(json.dumps(took[1:]))
+
+
 def copy(model: type[Model], differing: dict[str, str], source: str, pk: str, where: str = "t.id = %s") -> None:
     fields = [f for f in model._meta.concrete_fields if not f.generated]
     columns = [f.column for f in fields if f.column != "id" or "id" in differing]
@@ -78,4 +97,5 @@ def copy(model: type[Model], differing: dict[str, str], source: str, pk: str, wh
 
 
 if __name__ == "__main__":
-    begin(sys.argv[2]) if sys.argv[1] == "begin" else incidents(int(sys.argv[2]))
+    what, value = sys.argv[1:]
+    begin(value) if what == "begin" else {"incidents": incidents, "overview": overview}[what](int(value))

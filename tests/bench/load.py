@@ -65,12 +65,8 @@ class Connection:
             end = self.received.find(b"\r\n\r\n")
             if end < 0:
                 return None
-            head = self.received[:end].lower()
-            at = head.find(b"\r\ncontent-length:")
-            if at < 0:
-                raise Failed("A reply without a Content-Length.")
             self.head_ends = end + 4
-            self.whole = self.head_ends + int(head[at + 17 :].split(b"\r\n", 1)[0])
+            self.whole = self.head_ends + _length(self.received[:end].lower())
         if len(self.received) < self.whole:
             return None
         seconds = time.perf_counter() - self.began
@@ -86,6 +82,15 @@ class Connection:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _length(head: bytes) -> int:
+    if head[9:12] == b"304":
+        return 0
+    at = head.find(b"\r\ncontent-length:")
+    if at < 0:
+        raise Failed("A reply without a Content-Length.")
+    return int(head[at + 17 :].split(b"\r\n", 1)[0])
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
@@ -165,6 +170,6 @@ def _ready(selector: selectors.BaseSelector, seconds: float, *, stalled: bool = 
 
 
 def _good(reply: Reply) -> Reply:
-    if not 200 <= reply.status < 300:
+    if not 200 <= reply.status < 300 and reply.status != 304:
         raise Failed(f"{reply.status}: {reply.body[:200].decode(errors='replace')}")
     return reply
