@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
         # Playwright's loop runs in this thread; Django only sees a loop and takes us for async code.
         environment.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS), timeout=180_000)
             yield browser
             browser.close()
 
@@ -50,7 +50,7 @@ class Console:
         self.url = url
         self.context = chromium.new_context(base_url=url, **({"viewport": {"width": 1440, "height": 900}} | options))
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.complaints: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import psycopg
@@ -11,6 +12,8 @@ from django.core.cache import cache
 from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
+from hypothesis import HealthCheck
+from hypothesis import settings as how
 from rest_framework.test import APIClient
 
 from config import current, keys
@@ -29,6 +32,11 @@ from ticketing.processes import ROOT
 
 MOST_ATTEMPTS = 200
 MINUTE = timedelta(minutes=1)
+DAY, LONGEST_OF_A_TEST = 86_400, 30  # seconds
+
+# The same examples in each run, however long one takes.
+how.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+how.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +46,21 @@ def fresh_configuration():
     cache.clear()
     yield
     current._kept = None
+
+
+@pytest.fixture(autouse=True)
+def one_day():
+    """The UTC day, of which an incident's id tells, does not end within a test."""
+    left = DAY - time.time() % DAY
+    if left < LONGEST_OF_A_TEST:
+        time.sleep(left)
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The configuration and keys are read once, not again after half a second: for who counts queries."""
+    monkeypatch.setattr(current, "KEPT_SECONDS", 600)
+    monkeypatch.setattr(keys, "KEPT_SECONDS", 600)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import pytest
 from django.conf import settings
 from django.test import TestCase, TransactionTestCase
 
+from tests.ports import free_port
 from ticketing.processes import broker
 from ticketing.supervisor import end_with_parent
 
@@ -97,7 +98,7 @@ def _choose_broker_database(number: int) -> None:
 
 def _start_broker(folder: Path) -> str:
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     _run_until_exit((*broker(folder).argv, "--port", str(port), "--bind", "127.0.0.1"), signal.SIGKILL)
     _wait_for(lambda: socket.create_connection(("127.0.0.1", port), timeout=1).close())
     return f"redis://127.0.0.1:{port}/0"
@@ -110,7 +111,7 @@ def _start_postgres(folder: Path, settings: Sequence[str] = FAST) -> str:
     data = str(folder / "data")
     initdb = (programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **who)
-    port = _free_port()
+    port = free_port()
     options = (*settings, f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
     argv = [programs / "postgres", "-D", data, *(word for option in options for word in ("-c", option))]
     _run_until_exit(argv, signal.SIGQUIT, **who)  # SIGQUIT: at once, there is nothing to keep
@@ -153,7 +154,7 @@ def _run_until_exit(argv: Sequence[str], number: int, **how) -> None:
 
 
 def _wait_for(connect) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return connect()
@@ -162,8 +163,3 @@ def _wait_for(connect) -> None:
                 raise
             time.sleep(0.05)
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -212,7 +212,7 @@ class TestKeys:
         assert len(key.digest) == 64
         assert len(key.prefix) < 12
 
-    def test_its_use_is_noted_once_a_minute(self, key_of, django_assert_num_queries):
+    def test_its_use_is_noted_once_a_minute(self, settled, key_of, django_assert_num_queries):
         text = key_of("viewer")
         first = keys.find(text)
         keys._kept.clear()
@@ -222,7 +222,9 @@ class TestKeys:
         with django_assert_num_queries(1):
             keys.find(text)
 
-    def test_it_is_asked_for_twice_a_second_however_often_it_is_used(self, key_of, django_assert_num_queries):
+    def test_it_is_asked_for_twice_a_second_however_often_it_is_used(
+        self, settled, key_of, django_assert_num_queries
+    ):
         text = key_of("viewer")
         keys.find(text)
         with django_assert_num_queries(0):

@@ -9,7 +9,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from auditlog.models import Entry
-from config import current, keys
+from config import keys
 from config.models import PlatformVersion, Section
 from incidents.models import Anomaly, Incident
 from tests import raw
@@ -585,13 +585,6 @@ def test_an_address_that_may_not_be_reached_is_refused_when_it_is_set(ask, setti
 
 
 # --- What it costs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def settled(monkeypatch):
-    """The configuration and keys are read once, not again after half a second."""
-    monkeypatch.setattr(current, "KEPT_SECONDS", 600)
-    monkeypatch.setattr(keys, "KEPT_SECONDS", 600)
 
 
 def statements(run) -> int:

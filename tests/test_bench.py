@@ -34,7 +34,7 @@ def measured(folder: Path) -> tuple[str, dict]:
         env=environment | {"TMPDIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "figures").read_text())

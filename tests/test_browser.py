@@ -450,6 +450,7 @@ def test_the_list_follows_what_happens_and_keeps_the_selection(console):
     [third] = opened("brand-new")
     page.keyboard.press(".")
     page.wait_for_selector(f'tr[data-id="{first.id}"] .chip.acknowledged')
+    page.wait_for_selector("#news >> text=/^1 new/")  # nor is it told by a refresh that was under way
     assert page.is_checked(f'tr[data-id="{first.id}"] input')
     assert page.query_selector(f'tr.gone[data-id="{second.id}"]')
     assert page.inner_text("#news") == "1 new: 1 critical"

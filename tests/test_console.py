@@ -70,7 +70,7 @@ def admin():
 
 
 @pytest.fixture(autouse=True)
-def configuration():
+def configuration(settled):
     PlatformState.objects.create(platform="jira", enabled=True)
     PlatformState.objects.create(platform="pagerduty", enabled=True)
     forget()

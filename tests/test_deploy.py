@@ -18,8 +18,9 @@ import yaml
 from cryptography.fernet import Fernet
 from django.core.management import get_commands
 
+from tests.ports import free_port
 from tests.standins import Standins
-from tests.test_run import free_port, until
+from tests.waiting import until
 from ticketing import processes
 from ticketing.management.commands.reference import render
 from ticketing.metrics import METRICS
@@ -48,7 +49,7 @@ def production(**more: str) -> dict[str, str]:
 
 def run(*argv: str, env: dict[str, str], **how) -> subprocess.CompletedProcess:
     words = [sys.executable if word == "python" else word for word in argv]
-    return subprocess.run(words, cwd=how.pop("cwd", ROOT), env=env, capture_output=True, text=True, timeout=60, **how)
+    return subprocess.run(words, cwd=how.pop("cwd", ROOT), env=env, capture_output=True, text=True, timeout=300, **how)
 
 
 class TestAProductionEnvironment:
@@ -270,7 +271,7 @@ class Deployment:
     def stop(self, name: str) -> int:
         process = self.running.pop(name)
         process.send_signal(signal.SIGTERM)
-        return process.wait(15)
+        return process.wait(60)
 
     def end(self) -> None:
         for process in self.running.values():
@@ -289,7 +290,7 @@ class Deployment:
         return [json.loads(line) for line in lines]
 
     def ask(self, method: str, path: str, body: object = None, key: str = "") -> tuple[int, str]:
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         headers = {"Host": "tickets.example.com", "Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -318,9 +319,9 @@ def test_the_services_start_turn_healthy_deliver_count_and_log(deployment, stand
     deployment.start(*names)
     key = deployment.once("python", "manage.py", "apikey", "create", "tests", "--role", "admin").stdout.strip()
     for name in names:
-        until(lambda name=name: deployment.running[name].poll() is not None or deployment.healthy(name), 40)
+        until(lambda name=name: deployment.running[name].poll() is not None or deployment.healthy(name), 120)
         assert deployment.running[name].poll() is None, deployment.log(name)
-    until(lambda: deployment.ask("GET", "/ready")[0] == 200, 30)
+    until(lambda: deployment.ask("GET", "/ready")[0] == 200, 120)
 
     slack = {"slack": {"enabled": True} | standins.settings("slack")}
     assert deployment.ask("PATCH", "/api/v1/config/platforms", slack, key)[0] == 200

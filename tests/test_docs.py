@@ -1,15 +1,14 @@
 """The documentation holds: its commands run, its links lead somewhere, it quotes what is said and names what exists."""
 
+import http.client
 import json
 import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from platforms.catalog import PLATFORMS
 from platforms.contract import PlatformError
 from platforms.egress import Egress
 from platforms.http import Caller
+from tests.ports import free_port
 from tests.standins import Standins
 from tests.standins.opsgenie import OpsGenie
 from ticketing.processes import ROOT
@@ -41,7 +41,7 @@ SERVER = {
     "PUBLIC_URL": "https://tickets.example.com",
 }
 NOT_OURS = ("LOCAL_MODE", "HOST", "DATABASE_URL", "BROKER_URL", *SERVER)
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 # What is not run here: commands that run on and on, that are this very test, or that need another machine. Each with
 # what covers it instead.
@@ -142,7 +142,7 @@ class Reader:
             text = ID.sub(self.incident or self.fault(), text)
         assert ADDRESS in text, "curl asks somebody else"
         asked = [*shlex.split(text.replace(ADDRESS, self.url), comments=True), "-S", "-w", "\n%{http_code}"]
-        done = subprocess.run(asked, env=self.shell, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(asked, env=self.shell, capture_output=True, text=True, timeout=120)
         body, _, status = done.stdout.rpartition("\n")
         assert (done.returncode, status) == (0, "200"), f"{text}\n{body} {done.stderr}"
         answer = json.loads(body)
@@ -169,15 +169,14 @@ class Reader:
     def ask(self, method: str, path: str, body: dict):
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers, method=method)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory, running_standins):
     """The web server as it runs, on a database of its own. No worker: nothing that a page says goes to a vendor."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder = str(tmp_path_factory.mktemp("docs") / "data")
     shell = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     shell |= {"DATA_DIR": folder, "no_proxy": "127.0.0.1"}
@@ -190,15 +189,15 @@ def machine(tmp_path_factory, running_standins):
         yield url, shell, running_standins
     finally:
         server.terminate()
-        server.wait(15)
+        server.wait(60)
 
 
 def wait_for(address: str, server: subprocess.Popen) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return urllib.request.urlopen(address, timeout=5).close()
-        except urllib.error.URLError:
+            return urllib.request.urlopen(address, timeout=60).close()
+        except (OSError, http.client.HTTPException):
             assert server.poll() is None, "the web server has ended"
             assert time.monotonic() < deadline, "the web server does not answer"
             time.sleep(0.05)

@@ -1,7 +1,6 @@
 """A fire drill goes the whole way to every enabled platform, is resolved by itself, and is in nobody's numbers."""
 
-import time
-from collections.abc import Callable
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from io import StringIO
@@ -18,17 +17,11 @@ from incidents import drill
 from incidents.delivery import lanes
 from incidents.models import Incident, Pulse, Ticket
 from platforms.catalog import PLATFORMS
+from tests.waiting import until
 
 DRILL = "/api/v1/drill"
 CONFIRM = "/admin/incidents/incident/drill/"
 LIST = "/admin/incidents/incident/"
-
-
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "It does not come true."
-        time.sleep(0.05)
 
 
 def begin(api, *, expect: int = 200) -> dict:
@@ -217,7 +210,7 @@ class TestTheConsole:
         work()
         overview = admin_client.get("/admin/").content.decode()
         assert incident.pk in overview
-        assert "0s</time> ago" in overview or "1s</time> ago" in overview
+        assert re.search(r">\d+s</time> ago", overview)
 
     def test_says_where_there_is_nothing_to_prove(self, db, admin_client):
         assert "No platform is enabled" in admin_client.get(CONFIRM).content.decode()

@@ -36,7 +36,7 @@ def run(tmp_path):
     def start(*options: str) -> str:
         argv = (sys.executable, "-m", "pytest", "-q", "-p", "tests.faults", "-p", "no:django", "-c", "/dev/null")
         argv += ("--rootdir", str(tmp_path), *options, str(tmp_path))
-        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60).stdout
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300).stdout
 
     return start
 

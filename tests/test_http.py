@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from platforms.contract import PlatformError
 from platforms.egress import Egress
 from platforms.http import Caller, LeaseLost, clock
+from tests.waiting import until
 
 LOOPBACK = Egress(["127.0.0.0/8"])
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -94,7 +95,7 @@ def serve():
         server.close()
 
 
-def caller(seconds=5.0, **options):
+def caller(seconds=60.0, **options):
     return Caller(**{"egress": LOOPBACK, "seconds": seconds, **options})
 
 
@@ -141,10 +142,7 @@ def test_one_attempt_uses_one_connection_and_leaves_none_behind(serve):
     assert server.connections == 1
     del call
     if before:
-        deadline = time.monotonic() + 2  # the server's end closes after ours
-        while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # the server's end closes after ours
 
 
 def test_a_connection_that_the_server_closed_between_two_requests_is_replaced(serve):
@@ -159,7 +157,7 @@ def test_a_connection_that_the_server_closed_between_two_requests_is_replaced(se
     server, call = serve(answer), caller()
     for _ in range(2):
         assert call.request("GET", server.url()).text == "ok"
-        assert closed.acquire(timeout=5)
+        assert closed.acquire(timeout=60)
     assert server.connections == 2
 
 
@@ -181,20 +179,31 @@ def test_what_is_no_http_url_is_a_permanent_error(url):
 # Deadline
 
 
+DEADLINE = 1.0  # long enough for a request to leave a busy machine
+# Bounds what ends at a deadline, however busy the machine: what it waits for would go on for much longer.
+SOON_AFTER = 10.0
+MUCH_LONGER = 60.0
+
+
 def _drip(first, part):
     def answer(connection, request):
         connection.sendall(first)
-        for _ in range(200):
-            connection.sendall(part)
+        for _ in range(int(MUCH_LONGER / 0.05)):
+            connection.sendall(part)  # fails once the client has left
             time.sleep(0.05)
 
     return answer
 
 
+def _silence(connection, request):
+    connection.settimeout(MUCH_LONGER)
+    connection.recv(1)  # until the client leaves
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda connection, request: time.sleep(3),
+        _silence,
         _drip(b"HTTP/1.1 200 OK\r\nX-A: ", b"a"),
         _drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"a"),
         _drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
@@ -205,44 +214,46 @@ def _drip(first, part):
 )
 def test_a_slow_answer_ends_at_the_deadline_in_doubt(serve, answer):
     server, started = serve(answer), time.monotonic()
-    error = failed(server, call=caller(0.4), json={})
-    assert 0.35 < time.monotonic() - started < 1
-    assert (error.message, error.in_doubt, error.permanent) == ("Connection timeout after 0.4s", True, False)
+    error = failed(server, call=caller(DEADLINE), json={})
+    assert DEADLINE <= time.monotonic() - started < SOON_AFTER
+    assert (error.message, error.in_doubt, error.permanent) == ("Connection timeout after 1s", True, False)
 
 
 def test_the_deadline_is_one_for_all_requests_of_an_attempt(serve):
-    server = serve(lambda connection, request: time.sleep(0.15) or connection.sendall(OK))
-    call, started = caller(0.5), time.monotonic()
+    server = serve(lambda connection, request: time.sleep(0.3) or connection.sendall(OK))
+    call = caller(2)
 
     def ask_often():
-        for _ in range(10):
+        for _ in range(20):
             call.request("GET", server.url())
 
     with pytest.raises(PlatformError, match="timeout"):
         ask_often()
-    assert time.monotonic() - started < 1
-    assert 2 <= len(server.requests) <= 4
+    assert 2 <= len(server.requests) <= 7
 
 
 def test_a_server_that_accepts_but_never_shakes_hands_is_not_in_doubt():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         error = failed(f"https://127.0.0.1:{silent.getsockname()[1]}/", call=caller(0.3), json={})
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < SOON_AFTER
     assert (error.message, error.in_doubt, error.permanent) == ("Connection timeout after 0.3s", False, False)
 
 
 def test_a_slow_lookup_ends_at_the_deadline(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: time.sleep(2) or [])
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: over.wait(MUCH_LONGER) and [])
     started = time.monotonic()
     error = failed("https://slow.example/", call=caller(0.2))
-    assert time.monotonic() - started < 1
+    over.set()
+    assert time.monotonic() - started < SOON_AFTER
     assert (error.message, error.in_doubt) == ("Connection timeout after 0.2s", False)
 
 
 def test_an_upload_that_nobody_reads_ends_at_the_deadline_in_doubt():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        error = failed(f"http://127.0.0.1:{deaf.getsockname()[1]}/", call=caller(0.3), body=b"x" * 50_000_000)
+        body = b"x" * 50_000_000
+        error = failed(f"http://127.0.0.1:{deaf.getsockname()[1]}/", call=caller(DEADLINE), body=body)
     assert error.in_doubt
     assert "timeout" in error.message
 
@@ -260,7 +271,7 @@ def test_a_worker_whose_lease_went_while_it_connected_sends_nothing(serve):
     error = failed(server, call=caller(lease_lost=lambda: next(answers)), json={})
     assert isinstance(error, LeaseLost)
     assert not error.in_doubt
-    _until(lambda: server.connections == 1)
+    until(lambda: server.connections == 1)
     assert server.requests == []
 
 
@@ -274,43 +285,41 @@ def test_a_worker_that_slept_past_its_deadline_while_it_connected_sends_nothing(
 def test_a_stopped_process_sends_nothing_after_its_deadline(serve):
     """The real thing: SIGSTOP while it waits for the first answer, SIGCONT past the deadline."""
     gate = threading.Event()
-    server = serve(lambda connection, request: gate.wait(5) and connection.sendall(OK))
+    server = serve(lambda connection, request: gate.wait(60) and connection.sendall(OK))
     code = (
         "from platforms.http import Caller\nfrom platforms.egress import Egress\n"
-        "call = Caller(egress=Egress(['127.0.0.0/8']), seconds=1.5)\n"
+        "call = Caller(egress=Egress(['127.0.0.0/8']), seconds=2.5)\n"
         f"try:\n  call.request('GET', {server.url('/1')!r})\nexcept Exception as e: print(e)\n"
         f"try:\n  call.request('GET', {server.url('/2')!r})\nexcept Exception as e: print(e, e.in_doubt)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        _until(lambda: server.requests)
+        until(lambda: server.requests)
         process.send_signal(19)
         gate.set()
-        time.sleep(1.6)
+        time.sleep(2.6)
         process.send_signal(18)
-        out, _ = process.communicate(timeout=10)
-    assert out.splitlines()[-1] == "Connection timeout after 1.5s False"
+        out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "Connection timeout after 2.5s False"
     assert len(server.requests) == 1
-
-
-def _until(true):
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # Broken connections
 
 
 def test_a_refused_connection_is_not_in_doubt():
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
         port = closed.getsockname()[1]
-    error = failed(f"http://127.0.0.1:{port}/secret/path", json={})
+        error = failed(f"http://127.0.0.1:{port}/secret/path", json={})
     assert error.message == f"Cannot connect to 127.0.0.1 port {port}: Connection refused"
     assert (error.in_doubt, error.permanent) == (False, False)
 
 
-def test_an_unknown_name_is_not_in_doubt():
+def test_an_unknown_name_is_not_in_doubt(monkeypatch):
+    def unknown(*args, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = failed("https://nowhere.invalid/secret")
     assert (error.message, error.in_doubt, error.permanent) == (
         "Cannot find the address of nowhere.invalid",
@@ -366,7 +375,7 @@ def test_too_many_requests_pauses_for_as_long_as_it_says(serve, value, seconds):
 def test_a_date_to_retry_after_is_read_by_the_servers_own_clock(serve):
     now = datetime.now(UTC)
     later = format_datetime(now + timedelta(seconds=90), usegmt=True)
-    assert 85 < failed(serve(reply(429, b"", f"Retry-After: {later}"))).retry_after < 91
+    assert 30 < failed(serve(reply(429, b"", f"Retry-After: {later}"))).retry_after < 91
     wrong = format_datetime(now + timedelta(seconds=60), usegmt=True)
     assert failed(serve(reply(429, b"", f"Retry-After: {later}", f"Date: {wrong}"))).retry_after == 30
 
@@ -420,7 +429,7 @@ def test_an_endless_reply_is_given_up_with_flat_memory(serve, answer):
     server = serve(answer)
     tracemalloc.start()
     try:
-        error = failed(server, call=caller(8))
+        error = failed(server, call=caller())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -680,6 +689,6 @@ def test_a_drip_inside_tls_ends_at_the_deadline_too(serve, tmp_path):
     context, ca_file = _certificate(tmp_path, "drip")
     server = serve(_drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"a"), tls=context)
     started = time.monotonic()
-    error = failed(server, call=caller(0.4, ca_file=ca_file), json={})
-    assert time.monotonic() - started < 1
-    assert (error.message, error.in_doubt) == ("Connection timeout after 0.4s", True)
+    error = failed(server, call=caller(DEADLINE, ca_file=ca_file), json={})
+    assert time.monotonic() - started < SOON_AFTER
+    assert (error.message, error.in_doubt) == ("Connection timeout after 1s", True)

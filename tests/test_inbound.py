@@ -22,6 +22,7 @@ from incidents.models import InboundEvent, Incident, Ticket
 from platforms.catalog import PLATFORMS
 from platforms.contract import Forged, Unreadable
 from tests import raw
+from tests.waiting import until
 
 SECRETS = {name: f"inbound-secret-of-{name}" for name in PLATFORMS}
 SHOWING = ("pagerduty", "jira", "servicenow", "opsgenie")  # what is done there shows there
@@ -580,8 +581,7 @@ class TestWhileAWorkerIsAtIt:
         standins[platform].fault("late", path=path, method="POST", seconds=0.6)
         worker = threading.Thread(target=self.attempt, args=(platform,))
         worker.start()
-        while not any(path in seen.path for seen in list(standins[platform].seen)):
-            assert worker.is_alive()
+        until(lambda: any(path in seen.path for seen in list(standins[platform].seen)))
         event()
         worker.join()
 
@@ -628,7 +628,7 @@ def test_one_delivery_twice_at_once_is_taken_in_once(secrets, incident):
         for name, deed in (("pagerduty", "acknowledge"), ("pagerduty", "resolve"))
     ]
     for sent in documents:
-        together, answers = threading.Barrier(4, timeout=30), []
+        together, answers = threading.Barrier(4, timeout=60), []
 
         def deliver(sent=sent, together=together, answers=answers):
             together.wait()
@@ -831,7 +831,7 @@ class TestTheDoor:
         }
         assert counted == {"moved": 1, "ignored": 1, "refused": 1, "unreadable": 0}
 
-    def test_answers_in_a_constant_number_of_queries(self, incident, django_assert_max_num_queries):
+    def test_answers_in_a_constant_number_of_queries(self, settled, incident, django_assert_max_num_queries):
         sent = sealed("jira", jira(ticket(incident, "jira"), "resolve", "Anna", timezone.now()))
         with django_assert_max_num_queries(20):
             assert post("jira", sent).status_code == 200

@@ -50,7 +50,7 @@ def only() -> Incident:
 @pytest.fixture
 def resolved(send) -> Incident:
     """An incident that was resolved just now, after one anomaly ten minutes ago."""
-    [incident_id] = send({"timestamp": at(NOW - timedelta(minutes=10))})["incidents"]
+    [incident_id] = send({"timestamp": at(datetime.now(UTC) - timedelta(minutes=10))})["incidents"]
     lifecycle.move("resolve", [incident_id], actor="user:anna")
     return Incident.objects.get(pk=incident_id)
 
@@ -496,7 +496,7 @@ def together(requests: dict[str, list[dict]]) -> dict[str, list[str] | Exception
                 assert not done[request_id].done()
                 time.sleep(0.001)
         shared._pass_on()
-        return {request_id: future.result(30) for request_id, future in done.items()}
+        return {request_id: future.result(120) for request_id, future in done.items()}
 
 
 @pytest.mark.django_db(transaction=True)

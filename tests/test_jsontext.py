@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -17,6 +16,7 @@ from rest_framework.exceptions import ErrorDetail
 
 from incidents.jsontext import MAX_VALUES, TooMany, Unreadable, dumps, loads
 from incidents.times import timestamp
+from tests.waiting import cpu_seconds
 
 TEN_MEGABYTES = 10 * 1024 * 1024
 
@@ -59,9 +59,9 @@ def test_what_cannot_be_stored_reaches_the_check_of_its_field():
 
 @pytest.mark.parametrize("digits", [310, 400, 5_000, 1_000_000])
 def test_integers_of_any_length_are_read_at_once(digits):
-    before = time.process_time()
-    assert loads(b"[" + b"9" * digits + b", -" + b"9" * digits + b"]") == [math.inf, -math.inf]
-    assert time.process_time() - before < 0.1
+    body = b"[" + b"9" * digits + b", -" + b"9" * digits + b"]"
+    assert loads(body) == [math.inf, -math.inf]
+    assert cpu_seconds(lambda: loads(body)) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,23 @@ def test_64_levels_are_read():
 
 
 def test_ten_megabytes_of_brackets_cost_nothing():
-    before = time.process_time()
-    with pytest.raises(Unreadable, match="nested too deeply"):
-        loads(b"[" * TEN_MEGABYTES)
-    assert time.process_time() - before < 0.1
+    body = b"[" * TEN_MEGABYTES
+
+    def read() -> None:
+        with pytest.raises(Unreadable, match="nested too deeply"):
+            loads(body)
+
+    assert cpu_seconds(read) < 0.1
 
 
 def test_too_many_values_are_a_413_before_they_are_made():
-    before = time.process_time()
-    with pytest.raises(TooMany, match="500,000 values"):
-        loads(b"[" + b"{}," * (MAX_VALUES + 1) + b"{}]")
-    assert time.process_time() - before < 0.1
+    body = b"[" + b"{}," * (MAX_VALUES + 1) + b"{}]"
+
+    def read() -> None:
+        with pytest.raises(TooMany, match="500,000 values"):
+            loads(body)
+
+    assert cpu_seconds(read) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Model(ThreadingHTTPServer):
         self.replies = list(replies)
         return llm.explain(_caller(), {**self.settings, **changed}, "You explain.", "What broke?", SCHEMA)
 
-    def probe(self, *replies, seconds=5, **changed):
+    def probe(self, *replies, seconds=60, **changed):
         self.replies = list(replies)
         llm.probe(_caller(seconds), {**self.settings, **changed})
 
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _caller(seconds=5):
+def _caller(seconds=60):
     return Caller(egress=Egress(["127.0.0.0/8"]), seconds=seconds, secrets=["sk-secret"])
 
 
@@ -249,7 +249,7 @@ def test_a_hanging_server_is_given_up_in_the_words_of_the_documentation():
         with pytest.raises(PlatformError) as caught:
             llm.probe(_caller(0.2), settings)
     assert caught.value.message == "Connection timeout after 0.2s"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 def test_the_deadline_is_told_as_whole_seconds():

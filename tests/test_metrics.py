@@ -150,7 +150,7 @@ class TestLevels:
             beat(name)
         seen = figures()
         assert (seen["ticketing_ready"], seen["ticketing_worker_sweeps"], seen["ticketing_worker_hears"]) == (1, 2, 0)
-        assert seen["ticketing_beat_age_seconds"] < 5
+        assert seen["ticketing_beat_age_seconds"] < 60
         beat("hears:two:2")
         assert figures()["ticketing_worker_hears"] == 1
         Pulse.objects.filter(name="hears:two:2").update(at=timezone.now() - timedelta(seconds=31))
@@ -221,7 +221,7 @@ class TestCounts:
 
 
 class TestCost:
-    def test_a_scrape_is_a_fixed_number_of_queries_however_much_there_is(self, connect, send, work):
+    def test_a_scrape_is_a_fixed_number_of_queries_however_much_there_is(self, settled, connect, send, work):
         connect()
         metrics.exposition()
 
@@ -237,7 +237,7 @@ class TestCost:
         counters.write()
         assert queries() <= before <= 14
 
-    def test_its_queries_use_indexes(self, connect, send):
+    def test_its_queries_use_indexes(self, settled, connect, send):
         """Where the tables are large: incidents, tickets and anomalies."""
         connect()
         send(*({"service": f"s{number}"} for number in range(30)))

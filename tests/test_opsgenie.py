@@ -45,7 +45,7 @@ class TestOpsGenie(PlatformContract):
 
     def test_a_request_that_waits_too_long_is_a_doubt_and_pages_once(self):
         self.standin.lag = 60
-        error = self.failure(seconds=0.8)
+        error = self.failure(seconds=1.5)
         assert error.in_doubt
         assert not error.permanent
         self.standin.lag = 0

@@ -120,7 +120,7 @@ class TestItShows:
         patch_platforms({"pagerduty": {"enabled": False}}, actor="system")
         assert f"{sample}0" in api.get("/metrics").content.decode()
 
-    def test_and_is_read_once_for_all_tickets(self, api, send, throttled):
+    def test_and_is_read_once_for_all_tickets(self, settled, api, send, throttled):
         def cost() -> int:
             api.get("/api/v1/tickets")  # whatever is kept for a moment is read
             with CaptureQueriesContext(connection) as captured:

@@ -38,7 +38,7 @@ def test_what_is_below_the_score_widens_nothing():
 
 
 @pytest.mark.django_db
-@how(max_examples=15, deadline=None)
+@how(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.integers(0, 120), st.sampled_from("ab"), st.sampled_from(["high", "low"]), st.floats(0, 2)),

@@ -241,7 +241,7 @@ some_texts = st.lists(some_text, max_size=4).map(tuple)
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.builds(
         Evidence,

@@ -8,22 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+from tests.waiting import until
 from ticketing.claim import Busy, Claim, start_of
 from ticketing.processes import ROOT, broker_socket
 
 NOBODY = 65534
 GIVEN_ELSEWHERE = {"DATABASE_URL", "BROKER_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "ALLOWED_HOSTS", "PUBLIC_URL", "HOST"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Product:
@@ -32,7 +27,7 @@ class Product:
     def __init__(self, data_dir: Path, port: int, uid: int | None = None) -> None:
         self.port = port
         self.data_dir = data_dir
-        self.pids: set[int] = set()
+        self.known: set[tuple[int, str]] = set()  # a process id and when it began: ids are used again
         self.log = data_dir.with_suffix(".log").open("w+")
         environment = {name: value for name, value in os.environ.items() if name not in GIVEN_ELSEWHERE}
         environment |= {"DATA_DIR": str(data_dir), "PORT": str(port), "LOCAL_MODE": "1"}
@@ -50,12 +45,12 @@ class Product:
     def children(self) -> dict[str, int]:
         with contextlib.suppress(OSError):
             found = json.loads((self.data_dir / "run.json").read_text())["children"]
-            self.pids |= {pid for pid, _ in found.values()}
+            self.known |= {(pid, began) for pid, began in found.values()}
             return {name: pid for name, (pid, _) in found.items()}
         return {}
 
     def get(self, path: str) -> int:
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             client.request("GET", path)
             return client.getresponse().status
@@ -66,7 +61,7 @@ class Product:
         return Path(self.log.name).read_text()
 
     def wait_until_up(self) -> None:
-        until(lambda: "is up" in self.output() or self.popen.poll() is not None, 60)
+        until(lambda: "is up" in self.output() or self.popen.poll() is not None, 120)
         assert self.popen.poll() is None, self.output()
         assert self.get("/health") == 200
         assert set(self.children()) == {"broker", "web", "worker", "beat"}
@@ -75,17 +70,10 @@ class Product:
     def end(self, number: int = signal.SIGTERM) -> int:
         self.children()
         self.popen.send_signal(number)
-        return self.popen.wait(15)
+        return self.popen.wait(60)
 
     def left(self) -> set[int]:
-        return {pid for pid in self.pids if start_of(pid)}
-
-
-def until(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        return {pid for pid, began in self.known if start_of(pid) == began}
 
 
 @pytest.fixture
@@ -139,7 +127,7 @@ def test_what_dies_is_started_again_and_nothing_survives_a_killed_supervisor(sta
 def test_a_taken_port_is_told_in_one_line(start):
     with socket.create_server(("127.0.0.1", 0)) as other:
         product = start("data", other.getsockname()[1])
-        assert product.popen.wait(30) == 1
+        assert product.popen.wait(120) == 1
     assert product.output().splitlines() == [
         f"CommandError: cannot listen on 127.0.0.1:{product.port}: Address already in use. "
         "Choose another port: PORT=… make run"
@@ -166,7 +154,7 @@ def test_an_ordinary_user_can_run_it(start, tmp_path):
 
 @pytest.fixture
 def leftover():
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     yield process
     process.kill()
     process.wait()
@@ -176,7 +164,7 @@ def test_a_recorded_process_that_outlived_its_supervisor_is_ended(tmp_path, left
     record = {"supervisor": 1, "children": {"worker": [leftover.pid, start_of(leftover.pid)]}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     Claim(tmp_path)
-    assert leftover.wait(1) == -signal.SIGKILL
+    assert leftover.wait(30) == -signal.SIGKILL
 
 
 def test_a_stranger_with_a_recorded_process_id_is_left_alone(tmp_path, leftover):

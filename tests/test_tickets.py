@@ -59,7 +59,7 @@ class TestAllThatFailedAtAPlatform:
         assert again(api, {"platform": "slack"})["retried"] == 0
         assert not Entry.objects.filter(action="sent again").exists()
 
-    def test_costs_the_same_however_many_there_are(self, api, refused, send, work):
+    def test_costs_the_same_however_many_there_are(self, settled, api, refused, send, work):
         def cost() -> int:
             with CaptureQueriesContext(connection) as captured:
                 lifecycle.retry_platform("jira", actor="user:anna")
@@ -136,7 +136,7 @@ class TestTheList:
     def test_refuses_what_it_does_not_know(self, api, query):
         assert api.get(f"/api/v1/tickets?{query}").status_code == 400
 
-    def test_costs_the_same_however_many_there_are(self, api, refused, send):
+    def test_costs_the_same_however_many_there_are(self, settled, api, refused, send):
         def cost() -> int:
             api.get("/api/v1/tickets?state=behind")  # whatever is kept for a moment is read
             with CaptureQueriesContext(connection) as captured:
@@ -173,4 +173,4 @@ def test_the_oldest_due_ticket_is_told(api, connect, send):
     Ticket.objects.update(due_at=Now())
     name = 'ticketing_tickets_due_oldest_seconds{platform="slack"} '
     [line] = [line for line in api.get("/metrics").content.decode().splitlines() if line.startswith(name)]
-    assert 0 <= float(line.removeprefix(name)) < 5
+    assert 0 <= float(line.removeprefix(name)) < 60

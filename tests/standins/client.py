@@ -18,7 +18,7 @@ class Reply:
         return json.loads(self.body)
 
 
-def send(method, url, body=None, *, headers=None, basic=None, timeout=5.0):
+def send(method, url, body=None, *, headers=None, basic=None, timeout=60.0):
     """One request on its own connection; `body` is sent as JSON unless it is bytes."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)

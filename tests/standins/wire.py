@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.ports import free_port
+
 BODY_LIMIT = 64 * 1024 * 1024
 
 
@@ -167,8 +169,8 @@ class Listener:
         if self._socket is not None:
             return
         self.stopping = threading.Event()
+        self.port = self.port or free_port(self.host)
         self._socket = socket.create_server((self.host, self.port), backlog=256)
-        self.port = self._socket.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, args=(self._socket, self.stopping), daemon=True)
         self._accepting.start()
 
@@ -179,10 +181,10 @@ class Listener:
             return
         self.stopping.set()
         try:  # accept() does not notice that its socket is closed: wake it with a connection
-            socket.create_connection((self.host, self.port), timeout=1).close()
+            socket.create_connection((self.host, self.port), timeout=30).close()
         except OSError:
             pass
-        self._accepting.join(timeout=2)  # the port stays open for as long as accept() holds it
+        self._accepting.join(timeout=30)  # the port stays open for as long as accept() holds it
         listening.close()
         with self._lock:
             connections = list(self._connections)

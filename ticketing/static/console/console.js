@@ -179,22 +179,25 @@
     return whole;
   };
 
+  let polls = 0;  // an answer that a later question has overtaken is dropped
   const poll = async () => {
     clearTimeout(timer);
-    const began = performance.now();
+    const began = performance.now(), mine = ++polls;
     try {
       const reply = await fetch(location.pathname + location.search, { headers: { "X-Fragment": "rows", "If-None-Match": etag }, cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(10000) });
+      const text = await reply.text();
+      if (mine !== polls) return;
       if (reply.type === "opaqueredirect") { signedOut(); return; }
       if (reply.status !== 304) {
         if (!reply.ok) throw new Error(String(reply.status));
-        const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+        const fresh = new DOMParser().parseFromString(text, "text/html");
         const whole = list ? mergeList(fresh) : mergePage(fresh);
         etag = whole !== false && reply.headers.get("ETag") || "";
         tellSelection();
       }
       if (out) await tokensAnew();
       lastGood = clock(); sayState(); tellTimes();
-    } catch { say(`Not live since ${lastGood}, retrying`, true); }
+    } catch { if (mine !== polls) return; say(`Not live since ${lastGood}, retrying`, true); }
     if (performance.now() - began > 500) busyUntil = Date.now() + 60000;
     plan();
   };

@@ -1,0 +1,28 @@
+"""How tests wait for what others do, and measure what something costs, on a machine that has other work too."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
+PATIENCE_SECONDS = 60.0  # never reached where all is well: a slow machine is no failure
+
+
+def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, words: str = "") -> Found:
+    """What `condition` returns once that is true. Fails where it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain: {words}"
+        time.sleep(0.01)
+    return found
+
+
+def cpu_seconds(run: Callable[[], object], tries: int = 3) -> float:
+    """The least that it takes this thread, of a few tries: other threads, other processes and a collection of garbage
+    that happens to fall into one are no part of the cost."""
+    took = []
+    for _ in range(tries):
+        before = time.thread_time()
+        run()
+        took.append(time.thread_time() - before)
+    return min(took)
