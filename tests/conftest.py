@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from hypothesis import HealthCheck
 from hypothesis import settings as how
 from rest_framework.test import APIClient
+from whitenoise.middleware import WhiteNoiseMiddleware
 
 from config import current, keys
 from config.changes import patch_llm, patch_platforms
@@ -46,6 +47,22 @@ def fresh_configuration():
     cache.clear()
     yield
     current._kept = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def static_files_are_looked_for_once():
+    """Each test client loads the middleware anew, for which WhiteNoise looks at all static files: most of its time."""
+    look, found = WhiteNoiseMiddleware.add_files_from_finders, {}
+
+    def once(middleware: WhiteNoiseMiddleware) -> None:
+        if not found:
+            look(middleware)
+            found.update(middleware.files)
+        middleware.files.update(found)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(WhiteNoiseMiddleware, "add_files_from_finders", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

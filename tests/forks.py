@@ -30,7 +30,7 @@ from ticketing.processes import ROOT
 
 CALLS = ("connect", "sendto", "recvfrom")
 STRACE = shutil.which("strace")
-PATIENCE = 60.0  # seconds for one fork, from its first call to its end
+PATIENCE = 120.0  # seconds for one fork, from its first call to its end
 PR_SET_PTRACER, ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
 
 
@@ -82,7 +82,7 @@ class Forks:
 
     def stop(self) -> None:
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def work(self, platform: str, point: Point | None = None) -> End:
         """A worker makes every attempt that is due at a platform, and dies at the point; without one it is watched."""
@@ -251,7 +251,7 @@ def _traced(thread: int, where: dict) -> Iterator[Counter[str]]:
             try:
                 yield calls
             finally:
-                strace.wait(10)
+                strace.wait(60)
         text = Path(out.name).read_text(errors="replace")
         calls.update(re.findall(rf"^(?:\d+ +)?({'|'.join(CALLS)})\(", text, re.MULTILINE))
 

@@ -248,21 +248,21 @@ def test_with_a_search_that_is_asked_too_early_only_a_lost_answer_doubles(delive
 
 
 def two_workers_at_once(delivery: Delivery) -> Tally:
-    """One looks for something to do while the other waits for an answer."""
+    """One looks for something to do while the other is about to ask the platform."""
     tally = Tally()
     delivery.begin(CREATE)
-    delivery.standin.fault("late", seconds=0.5)
-    claimed = threading.Event()
+    claimed, looked = threading.Event(), threading.Event()
 
     def first() -> None:
-        attempts.attempt_next(delivery.platform, claimed.set)
+        attempts.attempt_next(delivery.platform, lambda: (claimed.set(), looked.wait(60)))
         connection.close()
 
     with ThreadPoolExecutor(1) as pool:
         attempt = pool.submit(first)
-        assert claimed.wait(10)
+        assert claimed.wait(60)
         attempts.attempt_next(delivery.platform)
-        attempt.result(20)
+        looked.set()
+        attempt.result(60)
     delivery.settle()
     Judge(delivery, CREATE, tally).judge("two at once")
     return tally
