@@ -47,7 +47,9 @@ def pytest_load_initial_conftests():
 
 
 def pytest_configure() -> None:
-    """SQLite is tested in a file, as it runs: in memory it locks differently."""
+    """SQLite is tested in a file, as it runs: in memory it locks differently. What makes passwords hard to guess takes
+    its time, and no test is about it."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     database = settings.DATABASES["default"]
     if database["ENGINE"].endswith("sqlite3"):
         database.setdefault("TEST", {})["NAME"] = str(Path(os.environ["DATA_DIR"]) / "test.sqlite3")
