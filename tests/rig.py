@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.engines import _free_port as free_port
+from tests.ports import free_port
 from ticketing import processes
 from ticketing.processes import ROOT
 from ticketing.supervisor import end_with_parent
