@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from tests.ports import free_port
+from tests.waiting import until
 from ticketing import processes
 from ticketing.processes import ROOT
 from ticketing.supervisor import end_with_parent
@@ -24,15 +25,7 @@ from ticketing.supervisor import end_with_parent
 EVERYWHERE = ["pagerduty", "jira", "servicenow", "opsgenie", "slack"]
 
 
-def until(condition, seconds: float, words: str):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {words}"
-        time.sleep(0.05)
-    return found
-
-
-def request(address: str, method: str, path: str, body=None, timeout: float = 5.0) -> tuple[int, object]:
+def request(address: str, method: str, path: str, body=None, timeout: float = 60.0) -> tuple[int, object]:
     parts = urlsplit(address)
     client = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
     try:
@@ -56,6 +49,8 @@ class Rig:
     more: dict[str, str] = field(default_factory=dict)  # environment
     running: dict[str, subprocess.Popen] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
+    sent: set[str] = field(default_factory=set)  # events, by their ids
+    kills: int = 0
 
     def __post_init__(self) -> None:
         self.data_dir = self.folder / "data"
@@ -108,6 +103,7 @@ class Rig:
     def kill(self, *names: str) -> None:
         for name in names:
             self.running[name].kill()
+            self.kills += 1
         for name in names:
             self.running.pop(name).wait()
 
@@ -116,13 +112,13 @@ class Rig:
         subprocess.run(migrate, cwd=ROOT, env=self.environment, check=True)
         self.start("standins", *(["broker"] if self.broker else []), "web", *self.worker_names)
         self.standins = json.loads(self.running["standins"].stdout.readline())
-        until(lambda: self.answers("/health"), 30, "the web server")
+        until(lambda: self.answers("/health"), 120, "the web server")
         enable = {name: {"enabled": True} | self.standins[name] for name in EVERYWHERE}
         self.configure("platforms", enable)
         self.configure("routing", dict.fromkeys(("critical", "high", "medium", "low"), EVERYWHERE))
         if self.llm:
             self.configure("llm", self.standins["llm"])
-        until(lambda: self.answers("/ready") is not None and self.sweeps(), 30, "the workers")
+        until(lambda: self.answers("/ready") is not None and self.sweeps(), 120, "the workers")
 
     def configure(self, section: str, changes: dict) -> None:
         status, answer = self.api("PATCH", f"/api/v1/config/{section}", changes)
@@ -137,7 +133,7 @@ class Rig:
         except (OSError, http.client.HTTPException):
             return None
 
-    def api(self, method: str, path: str, body=None, seconds: float = 20.0) -> tuple[int, object]:
+    def api(self, method: str, path: str, body=None, seconds: float = 120.0) -> tuple[int, object]:
         """As a client that repeats itself until it is heard."""
         deadline = time.monotonic() + seconds
         while True:
@@ -152,6 +148,7 @@ class Rig:
             time.sleep(0.1)
 
     def post(self, event_id: str, **event) -> str:
+        self.sent.add(event_id)
         body = {"service": event_id, "severity": "critical", "score": 4.2, "title": event_id, "eventId": event_id}
         status, answer = self.api("POST", "/api/v1/anomalies", body | event)
         assert status == 200, answer
@@ -188,7 +185,7 @@ class Rig:
     def standin(self, name: str, method: str, path: str, body=None):
         settings = self.standins[name]
         address = next(value for value in settings.values() if value.startswith("http://"))
-        return request(address, method, path, body, timeout=20)[1]
+        return request(address, method, path, body)[1]
 
     def state(self, name: str) -> dict:
         whole = self.standin(name, "GET", "/_state")
@@ -208,7 +205,7 @@ class Rig:
         return {e["key"].rpartition("-")[0]: e["at"] for e in found}
 
     def sqlite(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=20)
+        return sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=60)
 
     def query(self, sql: str) -> list[tuple]:
         if self.database_url.startswith("sqlite"):
@@ -248,12 +245,13 @@ def late(latencies: list[float]) -> float:
     return sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * 0.99))]
 
 
-def page_latencies(rig: Rig, count: int, pause: float) -> list[float]:
+def page_latency(rig: Rig, count: int = 30, pause: float = 0.05) -> float:
+    """That of so many pages, from before the request."""
     posted = {}
-    for number in range(count):
+    for _ in range(count):
         began = time.time()
-        posted[rig.post(f"calm-{number}")] = began
+        posted[rig.post(f"calm-{len(rig.sent)}")] = began
         time.sleep(pause)
-    until(lambda: set(posted) <= set(rig.paged_at()), 20, "pages")
+    until(lambda: set(posted) <= set(rig.paged_at()), words="pages")
     paged = rig.paged_at()
-    return [paged[incident] - began for incident, began in posted.items()]
+    return late([paged[incident] - began for incident, began in posted.items()])

@@ -37,7 +37,7 @@ class Browser:
         assert sent.status_code == 302, sent.content
         self.asked = {name: values[0] for name, values in parse_qs(urlsplit(sent["Location"]).query).items()}
         # A session of its own: the provider is another site.
-        back = requests.get(sent["Location"], allow_redirects=False, timeout=10)
+        back = requests.get(sent["Location"], allow_redirects=False, timeout=60)
         assert back.status_code == 302, back.text
         return {name: values[0] for name, values in parse_qs(urlsplit(back.headers["Location"]).query).items()}
 
@@ -62,14 +62,14 @@ class TestALogin:
         settings.PUBLIC_URL = live_server.url
         sso.redirect_uri = live_server.url + CALLBACK
         site = requests.Session()
-        page = site.get(f"{live_server.url}/i/inc-20240301-001", timeout=10)
+        page = site.get(f"{live_server.url}/i/inc-20240301-001", timeout=60)
         [link] = re.findall(r'<a class="button" href="(/admin/sso/[^"]*)">Sign in with Example SSO</a>', page.text)
-        done = site.get(live_server.url + link.replace("&amp;", "&"), timeout=10)
+        done = site.get(live_server.url + link.replace("&amp;", "&"), timeout=60)
         steps = [urlsplit(step.url).path for step in done.history]
         assert steps == [BEGIN, "/realm/authorize", CALLBACK]
         assert urlsplit(done.url).path == f"{LIST}inc-20240301-001/"
         assert (done.status_code, "Responder" in done.text, "Change password" in done.text) == (404, True, False)
-        assert site.get(live_server.url + LIST, timeout=10).status_code == 200
+        assert site.get(live_server.url + LIST, timeout=60).status_code == 200
         assert sso.counts["login"] == 1
 
     def test_asks_for_a_code_with_state_nonce_and_a_challenge_that_are_new_each_time(self, browser):

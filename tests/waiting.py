@@ -10,11 +10,20 @@ PATIENCE_SECONDS = 60.0  # never reached where all is well: a slow machine is no
 
 def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, words: str = "") -> Found:
     """What `condition` returns once that is true. Fails where it does not come true."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.005
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain: {words}"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(0.05, pause * 1.2)
     return found
+
+
+def best(measure: Callable[[], float], bound: float) -> float:
+    """What was measured first within the bound, else the least of a few tries: what else the machine does passes."""
+    found = [measure()]
+    while found[-1] > bound and len(found) < 4:
+        found.append(measure())
+    return min(found)
 
 
 def cpu_seconds(run: Callable[[], object], tries: int = 3) -> float:
