@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psycopg
 
-from tests.engines import _free_port as free_port
 from tests.engines import postgres_programs
+from tests.ports import free_port
 from ticketing.supervisor import end_with_parent
 
 # What was committed survives the server, if not a power cut.

@@ -19,9 +19,10 @@ import requests
 
 from tests.clusters import Cluster, Volume
 from tests.engines import NOBODY
-from tests.engines import _free_port as free_port
+from tests.ports import free_port
 from tests.proxy import Proxy
-from tests.rig import EVERYWHERE, ROOT, Rig, request, until
+from tests.rig import EVERYWHERE, ROOT, Rig, request
+from tests.waiting import until
 
 on_postgresql = pytest.mark.skipif(os.environ["ENGINE"] != "postgres", reason="about PostgreSQL")
 on_sqlite = pytest.mark.skipif(os.environ["ENGINE"] != "sqlite", reason="about SQLite")
