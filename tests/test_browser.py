@@ -20,6 +20,7 @@ from incidents import lifecycle
 from incidents.models import Incident, Ticket
 from platforms.catalog import PLATFORMS
 from tests.browser import LIST, PASSWORD, needs_chromium, opened
+from tests.waiting import until
 
 AUDIT = "/admin/auditlog/entry/"
 AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("axe.min.js")
@@ -243,11 +244,13 @@ def test_every_key_does_what_its_list_says(console):
     press("j")
     press("r")
     page.wait_for_selector(f"text={ids[0]} resolved.")
+    page.wait_for_load_state()  # its script runs by then
     press("j")
     press("Enter")
     page.wait_for_url(f"**{LIST}{ids[1]}/")
     press("a")
     page.wait_for_selector(f"text={ids[1]} acknowledged.")
+    page.wait_for_load_state()
     press("u")
     page.wait_for_url(f"**{LIST}")
 
@@ -263,6 +266,13 @@ def test_what_was_done_is_taken_back_from_the_message(console):
     assert incident.status == "open"
 
 
+# Watches for what is told of a copy, which is shown for a moment only.
+WATCH = """() => {
+  const told = one => one.matches(".copied") || one.textContent === "Copied";
+  window.told = 0;
+  new MutationObserver(() => { window.told += [...document.querySelectorAll("button, code")].some(told); })
+    .observe(document.body, {attributes: true, childList: true, subtree: true});
+}"""
 COPIED = ":text('Copied'), .copied"
 # What is focused and of which nothing can be seen, because something lies above it; or that shows no focus.
 UNSEEN = """() => {
@@ -500,10 +510,12 @@ def test_an_incident_is_copied_as_link_as_markdown_as_json_and_its_log_lines(con
     window = console()
     window.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = window.sign_in(f"{LIST}{incident.id}/")
+    page.evaluate(WATCH)
 
     def copied(words: str) -> str:
+        page.evaluate("window.told = 0")
         page.click(words)
-        page.wait_for_selector(COPIED)
+        until(lambda: page.evaluate("window.told"))
         text = page.evaluate("navigator.clipboard.readText()")
         page.wait_for_selector(COPIED, state="detached")
         return text
@@ -566,11 +578,14 @@ def test_everything_that_matters_works_without_scripts(console):
     page.check(f'tr[data-id="{one.id}"] input')
     page.click("#bar >> text=Acknowledge")
     page.wait_for_selector(f"text={one.id} acknowledged.")
-    page.click("#filters >> text=High")
+    with page.expect_navigation():
+        page.click("#filters >> text=High")
     assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == [burning.id]
-    page.click("text=Clear filters")
+    with page.expect_navigation():
+        page.click("text=Clear filters")
     page.fill("#q", "search")
-    page.press("#q", "Enter")
+    with page.expect_navigation():
+        page.press("#q", "Enter")
     assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == [two.id]
     page.check(f'tr[data-id="{two.id}"] input')
     page.click("#bar >> text=Resolve…")
