@@ -298,9 +298,9 @@ class TestASickPlatform:
 
     def test_in_a_burst_pages_leave_first(self, everywhere, sweep, send):
         send(*({"service": f"burst-{n}"} for n in range(40)))
-        until(lambda: everywhere.pagerduty.pages >= 30, 20)
+        until(lambda: everywhere.pagerduty.pages >= 30)
         assert len(everywhere.slack.messages) < 15, "each lane had a fifth of the worker"
-        until(lambda: not Ticket.objects.behind().exists(), 30)
+        until(lambda: not Ticket.objects.behind().exists())
 
 
 @pytest.mark.django_db

@@ -14,7 +14,7 @@ def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, wor
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain: {words}"
         time.sleep(pause)
-        pause = min(0.05, pause * 1.2)
+        pause = min(0.02, pause * 1.2)
     return found
 
 
