@@ -1,10 +1,13 @@
 """What the tests share: a client of the API, stand-in platforms that it is configured with, and a worker's hand."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -71,6 +74,15 @@ def one_day():
     left = DAY - time.time() % DAY
     if left < LONGEST_OF_A_TEST:
         time.sleep(left)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder for what runs as another user, who may not pass pytest's own: each run that begins sees to it."""
+    folder = Path(tempfile.mkdtemp(prefix="ticketing-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

