@@ -17,7 +17,7 @@ __all__ = ["app"]
 app.conf.beat_max_loop_interval = 1
 app.conf.beat_schedule["beat"]["schedule"] = 1.0
 
-attempts.PAGING = attempts.Times(deadline=5, lease=15)  # so that a worker that starts can still come too early
+attempts.PAGING = attempts.Times(deadline=12, lease=15)  # so that a worker that starts can still come too early
 
 _true, _began = datetime.now(UTC), time.monotonic()
 _clock = time_machine.travel(_true, tick=True).start()

@@ -176,7 +176,7 @@ class Rig:
         """Waits until all is in step at these platforms."""
         listed = ", ".join(f"'{one}'" for one in at)
         late = f"SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version AND platform IN ({listed})"
-        until(lambda: self.query(late)[0][0] == 0, 60, f"tickets at {listed}")
+        until(lambda: self.query(late)[0][0] == 0, words=f"tickets at {listed}")
 
     def move(self, incident_id: str, name: str) -> None:
         status, answer = self.api("POST", f"/api/incidents/{incident_id}/{name}")

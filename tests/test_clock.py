@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.rig import Rig, until
+from tests.rig import Rig
+from tests.waiting import until
 from ticketing.beat import Scheduler
 from ticketing.celery import app
 
@@ -27,13 +28,13 @@ def test_a_lease_is_neither_stolen_nor_held_for_ever_and_beat_goes_on(rig, tmp_p
     rig = rig(app="tests.jumping", workers=1, more={"JUMPS_BY": str(file)})
     rig.argv["worker-2"] = rig.argv["worker-1"]
     rig.start("beat")
-    until(lambda: beats_since(rig, 30), 30, "beat")
+    until(lambda: beats_since(rig, 30), words="beat")
     jumps = faults.sample([-HOUR, HOUR, 48 * HOUR, to_new_year()], 1)
     missed, silent = [], []
     for number, by in enumerate(jumps):
         missed.append(takeover(rig, f"jump-{number}", lambda by=by: file.write_text(str(by))))
         began = time.monotonic()
-        until(lambda: beats_since(rig, 2), 30, f"beat after {by:.0f} s")
+        until(lambda: beats_since(rig, 2), words=f"beat after {by:.0f} s")
         silent.append(time.monotonic() - began)
         rig.shows(["pagerduty"])
     pages = rig.pages("pagerduty")
@@ -50,7 +51,7 @@ def takeover(rig: Rig, name: str, jump) -> float:
     """A worker stops with a claim in hand, and the clock jumps. Seconds from the lease's end to another's page."""
     rig.standin("pagerduty", "POST", "/_faults", {"kind": "hang"})
     incident = rig.post(name)
-    until(lambda: rig.standin("pagerduty", "GET", "/_faults") == [], 20, "the first attempt")
+    until(lambda: rig.standin("pagerduty", "GET", "/_faults") == [], words="the first attempt")
     rig.shows(["opsgenie", "jira", "servicenow", "slack"])  # who is stopped while it writes holds up a whole SQLite
     first = rig.running["worker-1"]
     first.send_signal(signal.SIGSTOP)
@@ -59,7 +60,7 @@ def takeover(rig: Rig, name: str, jump) -> float:
         assert left > 0
         jump()
         rig.start("worker-2")
-        until(lambda: rig.pages("pagerduty")[incident], 60, "the takeover")
+        until(lambda: rig.pages("pagerduty")[incident], 120, "the takeover")
         missed = time.monotonic() - began - left
     finally:
         first.send_signal(signal.SIGCONT)

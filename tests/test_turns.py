@@ -13,7 +13,7 @@ from incidents.events import Event, read
 from incidents.lifecycle import Author
 from incidents.turns import Result, Sent, Turns
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def event(service: str) -> Event:
