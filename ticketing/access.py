@@ -81,7 +81,7 @@ class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer tka_…`"""
 
     def authenticate(self, request: Request):
-        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
         key = keys.find(text.strip())

@@ -34,7 +34,7 @@ class RequestId:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("X-Request-ID", "")
+        given = request.META.get("HTTP_X_REQUEST_ID", "")
         request.id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         token = logs.request_id.set(request.id)
         began = time.monotonic()

@@ -54,9 +54,10 @@ class Seen:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
-        # A session that nobody has looked into is not worth a query.
-        if request.session.accessed and response.status_code < 500 and not request.headers.get("X-Fragment"):
-            self._note(request.session)
+        session = getattr(request, "session", None)  # who comes with a key has none
+        looked_into = session is not None and session.accessed  # only then it is worth a query
+        if looked_into and response.status_code < 500 and not request.headers.get("X-Fragment"):
+            self._note(session)
         return response
 
     def _note(self, session: SessionStore) -> None:

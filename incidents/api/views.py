@@ -360,7 +360,7 @@ class TooMany(APIException):
 
 
 def _idempotency_key(request: Request) -> str:
-    key = request.headers.get("Idempotency-Key", "")
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY", "")
     if key and not IDEMPOTENCY_KEY.fullmatch(key):
         raise ValidationError({"Idempotency-Key": "Must have 1 to 200 printable ASCII characters without blanks."})
     return key
