@@ -129,7 +129,7 @@ class ConfigurationPages:
         return {
             "name": name,
             "label": platform.label,
-            "warning": platform.warning,
+            "warning": platform.warning(now.settings),
             "enabled": mine.form.get("enabled") == "1" if mine else now.enabled,
             "is_enabled": now.enabled,
             "boxes": _boxes(platform.fields, now.settings, name, typed, prefix=f"{name}."),

@@ -172,7 +172,9 @@ class Platform(Protocol):
     readable: bool  # `look` can tell what a ticket shows
     fields: tuple[Field, ...]
     identity: tuple[str, ...]  # the fields that say whose tickets they are: others may change under an open ticket
-    warning: str  # what an operator should know about the vendor's future, or empty
+
+    def warning(self, settings: Settings) -> str:
+        """What an operator should know about the vendor's future, who has these settings; mostly nothing."""
 
     def create(self, call: "Caller", settings: Settings, notice: Notice) -> Remote:
         """Open the ticket in the notice's present state (a resolved one ends up resolved)."""

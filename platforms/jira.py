@@ -73,7 +73,9 @@ class Jira:
         ),
     )
     identity = ("baseUrl", "projectKey")
-    warning = ""
+
+    def warning(self, settings: Settings) -> str:
+        return ""
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         site = _Site(call, settings)

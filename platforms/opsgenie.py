@@ -29,6 +29,11 @@ from platforms.contract import (
 from platforms.http import Caller
 
 _API = "https://api.opsgenie.com"
+_SUCCESSOR = "api.atlassian.com"
+_ENDS = (
+    "OpsGenie's API ends on 5 April 2027. After migrating to Jira Service Management, set apiUrl to "
+    f"https://{_SUCCESSOR}/jsm/ops/integration."
+)
 # Where a person reads the alerts of an API host. The successor's pages are under the customer's own site.
 _CONSOLES = {"api.opsgenie.com": "https://app.opsgenie.com", "api.eu.opsgenie.com": "https://app.eu.opsgenie.com"}
 _PRIORITY = {"critical": "P1", "high": "P2", "medium": "P3", "low": "P4"}
@@ -74,10 +79,9 @@ class OpsGenie:
         ),
     )
     identity = ("apiUrl",)
-    warning = (
-        "OpsGenie's API ends on 5 April 2027. After migrating to Jira Service Management, set apiUrl to "
-        "https://api.atlassian.com/jsm/ops/integration."
-    )
+
+    def warning(self, settings: Settings) -> str:
+        return "" if _host(settings) == _SUCCESSOR else _ENDS
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Open the alert, then acknowledge it if that is where the incident stands. A resolved incident opens nothing,
@@ -305,9 +309,13 @@ def _unmarked(value: str) -> str:
 def _remote(settings: Settings, alias: str, alert_id: str = "") -> Remote:
     if not alert_id:
         return Remote(id=alias)
-    console = _CONSOLES.get(urlsplit(settings.get("apiUrl") or _API).hostname or "")
+    console = _CONSOLES.get(_host(settings))
     url = f"{console}/alert/detail/{quote(alert_id, safe='')}/details" if console else ""
     return Remote(id=alias, url=url, data={"alertId": alert_id})
+
+
+def _host(settings: Settings) -> str:
+    return urlsplit(settings.get("apiUrl") or _API).hostname or ""
 
 
 def _explained(error: PlatformError) -> PlatformError:

@@ -71,7 +71,9 @@ class PagerDuty:
     )
     # An event under another key cannot touch an alert: PagerDuty drops it without a word.
     identity = ("routingKey", "apiUrl")
-    warning = ""
+
+    def warning(self, settings: Settings) -> str:
+        return ""
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Trigger the alert. An incident that is resolved already triggers nothing, so that nobody is paged for it:

@@ -74,7 +74,9 @@ class ServiceNow:
         ),
     )
     identity = ("instanceUrl",)
-    warning = ""
+
+    def warning(self, settings: Settings) -> str:
+        return ""
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Make the row, then set its state: a business rule may refuse a row that begins as resolved."""

@@ -71,7 +71,9 @@ class Slack:
         ),
     )
     identity = ()
-    warning = ""
+
+    def warning(self, settings: Settings) -> str:
+        return ""
 
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Post the incident, whatever state it is in."""

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from config.current import forget
 from config.models import PlatformState
 from incidents import intake
-from incidents.models import Incident
+from incidents.models import Incident, Pulse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -77,6 +77,12 @@ class Console:
         return self.page
 
 
+def machinery_runs() -> None:
+    """As far as pulses tell, and for longer than any test lasts."""
+    later = timezone.now() + timedelta(hours=1)
+    Pulse.objects.bulk_create(Pulse(name=name, at=later) for name in ("sweep:test:1", "hears:test:1", "beat"))
+
+
 @cache
 def hashed() -> str:
     return make_password(PASSWORD)
@@ -89,6 +95,7 @@ def console(chromium, live_server):
     User.objects.create(username="anna", password=hashed()).groups.add(group)
     PlatformState.objects.create(platform="jira", enabled=True)
     PlatformState.objects.create(platform="pagerduty", enabled=True)
+    machinery_runs()
     forget()
     consoles = []
 

@@ -7,20 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.db.models import F
 from django.utils import timezone
 from playwright.sync_api import Page, TimeoutError
 
 from auditlog.models import Entry
 from config import changes
-from config.current import forget
+from config.current import forget, read
 from config.models import PlatformState
 from incidents import lifecycle
 from incidents.models import Incident, Ticket
 from platforms.catalog import PLATFORMS
 from tests.browser import LIST, PASSWORD, needs_chromium, opened
 from tests.waiting import until
+from ticketing import sessions
+from ticketing.sessions import SessionStore
 
 AUDIT = "/admin/auditlog/entry/"
 AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("axe.min.js")
@@ -141,6 +145,25 @@ def test_no_refresh_loses_a_selection_or_moves_a_row_and_a_new_incident_is_told(
     after = page.evaluate(shown)
     assert len(after) == 25
     assert [row[0] for row in after if row[1]] == [row[0] for row in before if row[1]]
+
+
+def test_the_number_of_incidents_and_its_view_agree_as_others_come(console):
+    opened(*(f"service-{n}" for n in range(50)))
+    page = console().sign_in()
+    assert page.is_hidden("#everything")
+    for number in (51, 52):
+        opened(f"newcomer-{number}")
+        page.keyboard.press(".")
+        page.wait_for_selector(f"#total >> text='{number} incidents'")
+        assert page.inner_text("#views [aria-current] b") == str(number)
+        assert page.inner_text("#everything").strip() == f"All {number} matching"
+        page.check("#everything input")
+    assert page.is_checked("#everything input")
+    lifecycle.move("resolve", [one.id for one in Incident.objects.all()[:2]], actor="system")
+    page.keyboard.press(".")
+    page.wait_for_selector("#total >> text='50 incidents'")
+    assert page.is_hidden("#everything")
+    assert not page.is_checked("#everything input")
 
 
 def test_each_tickets_state_is_seen_at_any_width(console):
@@ -416,6 +439,87 @@ def test_whoever_signs_in_again_goes_on_with_the_page_that_stood_open(console):
     assert page.is_checked("#rows tbody input")
     page.click("#bar >> text=Acknowledge")
     page.wait_for_selector(f"text={incident.id} acknowledged.")
+
+
+MINUTE = 60
+
+
+@pytest.fixture
+def an_hour(settings):
+    """May be idled, in a login of twelve."""
+    settings.SESSION_HOURS, settings.SESSION_IDLE_MINUTES = 12, 60
+
+
+def left(seconds: int, ends: str) -> None:
+    """Anna's login ends so soon, if nothing is done (`seen`) or whatever is done (`began`)."""
+    [row] = Session.objects.all()
+    session = SessionStore(row.session_key)
+    whole = {"seen": settings.SESSION_IDLE_MINUTES * MINUTE, "began": settings.SESSION_HOURS * 60 * MINUTE}[ends]
+    session[ends] = int(timezone.now().timestamp()) - whole + seconds
+    session.save()
+
+
+def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(console, an_hour):
+    [incident] = opened("payment-api")
+    window = console()
+    window.page.clock.install()
+    page = window.sign_in(f"{LIST}{incident.id}/")
+    note, notice = "#head textarea[name=note]", "#session[role=status]"
+    page.click("#head details.note summary")
+    page.fill(note, "Half writ")
+    page.clock.fast_forward(56 * MINUTE * 1000)
+    assert page.inner_text(notice) == ""  # something was done elsewhere: the server knows
+    left(4 * MINUTE, "seen")
+    page.clock.fast_forward(56 * MINUTE * 1000)
+    page.wait_for_selector(f"{notice} >> text=Your session ends in 4 min.")
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        page.evaluate(AXE.read_text())
+        assert page.evaluate(RULES) == []
+    page.click("text=Stay signed in")
+    page.wait_for_selector(f"{notice} button", state="detached")
+    [row] = Session.objects.all()
+    assert sessions.seconds_left(SessionStore(row.session_key)) > 58 * MINUTE
+    left(3 * MINUTE, "began")
+    page.clock.fast_forward(56 * MINUTE * 1000)
+    page.wait_for_selector(f"{notice} >> text=Your session ends in 3 min.")
+    with window.context.expect_page() as other:
+        page.click("text=Sign in again")
+    again = other.value
+    again.fill("#id_username", "anna")
+    again.fill("#id_password", PASSWORD)
+    again.press("#id_password", "Enter")
+    again.wait_for_url(f"**{LIST}{incident.id}/")
+    again.close()
+    page.clock.fast_forward(20_000)
+    page.wait_for_selector(f"{notice} a", state="detached")
+    assert page.input_value(note) == "Half writ"
+    page.click("#act-acknowledge")
+    page.wait_for_selector(f"text={incident.id} acknowledged.")
+
+
+def test_a_form_outlives_its_login(console, an_hour):
+    window = console()
+    window.page.clock.install()
+    page = window.log_in()
+    page.goto("/admin/config/")
+    page.fill("[name=lookbackWindow]", "20m")
+    window.context.clear_cookies()
+    page.clock.fast_forward(60 * MINUTE * 1000)
+    page.wait_for_selector("#session >> text=Your session has ended.")
+    with window.context.expect_page() as other:
+        page.click("#session >> text=Sign in again")
+    again = other.value
+    again.fill("#id_username", "anna")
+    again.fill("#id_password", PASSWORD)
+    again.press("#id_password", "Enter")
+    again.wait_for_url("**/admin/config/")
+    page.clock.fast_forward(20_000)
+    page.wait_for_selector("#session a", state="detached")
+    page.press("[name=lookbackWindow]", "Enter")
+    page.wait_for_url("**/admin/config/#anomaly")
+    assert page.input_value("[name=lookbackWindow]") == "20m"
+    assert read().lookback_window == "20m"
 
 
 def test_single_keys_can_be_turned_off_and_do_nothing_while_typing(console):

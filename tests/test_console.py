@@ -21,13 +21,16 @@ from django.utils.html import escape
 
 from auditlog.models import Entry
 from config import changes, keys
-from config.current import forget
+from config.current import forget, read
 from config.models import ApiKey, PlatformState
 from incidents import intake, lifecycle
+from incidents.causes import health as model_health
 from incidents.console import listing, patience
 from incidents.console.spread import Seconds, spreads
-from incidents.models import Anomaly, Incident, PlatformPause, Ticket
+from incidents.models import Anomaly, Incident, ModelHealth, PlatformPause, Pulse, Ticket
 from platforms.catalog import PLATFORMS
+from tests.browser import machinery_runs
+from ticketing import health
 
 LIST = "/admin/incidents/incident/"
 ACT = f"{LIST}act/"
@@ -73,6 +76,7 @@ def admin():
 def configuration(settled):
     PlatformState.objects.create(platform="jira", enabled=True)
     PlatformState.objects.create(platform="pagerduty", enabled=True)
+    machinery_runs()
     forget()
     yield
     forget()
@@ -293,6 +297,7 @@ def test_the_last_hours_anomalies_are_drawn_in_the_row(viewer):
         lambda: opened(anomaly("another")),
         lambda: opened(anomaly("a")),
         lambda: lifecycle.move("resolve", [Incident.objects.get().id], actor="system"),
+        lambda: Pulse.objects.filter(name="beat").delete(),
     ],
 )
 @pytest.mark.parametrize("view", ["active", "all"])
@@ -330,12 +335,35 @@ def test_a_search_has_an_index_for_all_that_it_looks_through():
         assert f"incident_search_{name}" in plan
 
 
-def test_nothing_counts_all_incidents(viewer):
-    many(3)
+def test_nothing_counts_all_incidents(viewer, monkeypatch):
+    many(4)
     with CaptureQueriesContext(connection) as queries:
-        viewer.get(LIST, {"view": "all"})
-    [counting] = [q["sql"] for q in queries if q["sql"].upper().startswith("SELECT COUNT(*)")]
+        assert "4 incidents" in words(viewer.get(LIST, {"view": "all"}))
+    [counting] = [q["sql"] for q in queries if "'total', CAST(COUNT(*)" in q["sql"]]
     assert "LIMIT 10001" in counting
+    monkeypatch.setattr(listing, "MOST_COUNTED", 3)
+    assert "3+ incidents" in words(viewer.get(LIST, {"view": "all"}))
+
+
+@pytest.mark.parametrize("query", ["", "?view=open", "?view=all", "?view=undelivered", "?severity=medium"])
+def test_the_number_of_incidents_is_told_anew_with_the_rows(viewer, query):
+    def told() -> str:
+        fragment = viewer.get(LIST + query, headers={"x-fragment": "rows"})
+        [number] = re.findall(r'id="total">([\d,]+) incidents?<', text(fragment))
+        assert f"{number} incident" in words(viewer.get(LIST + query))
+        if query in ("", "?view=open", "?view=undelivered"):
+            assert re.search(r'aria-current="page"[^>]*>\w+ <b>([\d,]+)<', text(fragment))[1] == number
+        return number
+
+    many(60)
+    Ticket.objects.update(failing_since=timezone.now())
+    before = int(told())
+    [new] = opened(anomaly("service-new", "medium"))
+    Ticket.objects.update(failing_since=timezone.now())
+    assert int(told()) == before + 1
+    assert "All 61 matching" in words(viewer.get(LIST, headers={"x-fragment": "rows"}))
+    lifecycle.move("resolve", [new.id], actor="system")
+    assert int(told()) == before + (query in ("?view=all", "?view=undelivered"))
 
 
 def test_the_list_tells_of_tickets_that_did_not_arrive(viewer):
@@ -353,6 +381,46 @@ def test_the_list_tells_of_tickets_that_did_not_arrive(viewer):
     assert "Jira failed" in words(reply)
     assert listed(viewer.get(LIST, {"view": "undelivered"})) == [failed.id]
     assert listed(viewer.get(LIST, {"view": "undelivered", "platform": "pagerduty"})) == []
+
+
+def chips(client: Client) -> list[str]:
+    """The strip in words, of the page and of its fragment, which are the same."""
+    replies = client.get(LIST), client.get(LIST, headers={"x-fragment": "rows"})
+    found = [re.search(r'<div id="strip">.*?</div>', text(reply), re.DOTALL)[0] for reply in replies]
+    assert found[0] == found[1]
+    return [re.sub("<[^>]+>", "", chip).strip() for chip in re.findall("<a .*?</a>", found[0])]
+
+
+def test_the_list_tells_when_nobody_works_as_readiness_does(viewer):
+    assert chips(viewer) == health.missing() == []
+    seen = timezone.now().replace(hour=3, minute=11) - timedelta(days=1)
+    Pulse.objects.filter(name="sweep:test:1").update(at=seen)
+    assert chips(viewer) == ["✕ No worker is seen since 03:11 UTC: nobody is told"]
+    assert health.missing() == [health.SWEEP]
+    Pulse.objects.filter(name__startswith="sweep").delete()
+    assert chips(viewer) == ["✕ No worker is seen: nobody is told"]
+    Pulse.objects.create(name="sweep:test:2", at=timezone.now() + timedelta(hours=1))
+    Pulse.objects.filter(name="beat").delete()
+    assert chips(viewer) == ["✕ Beat is silent: nothing is checked or tidied up"]
+    assert health.missing() == [health.BEAT]
+    Pulse.objects.filter(name="hears:test:1").update(at=seen)
+    assert chips(viewer) == ["✕ No worker hears the broker: tickets may leave later"]
+    assert health.missing() == [health.BROKER]
+
+
+def test_the_list_tells_when_the_configured_model_cannot_be_reached(viewer):
+    check = {"provider": "openai", "model": "gpt-4", "available": False, "settings_at": model_health.NEVER}
+    seen, _ = ModelHealth.objects.update_or_create(pk=1, defaults=check | {"checked_at": timezone.now()})
+    ModelHealth.objects.update(error=model_health.NOT_CONFIGURED)
+    assert chips(viewer) == []
+    changes.patch_llm({"apiKey": CANARY}, actor="system")
+    ModelHealth.objects.update(error="It did not answer in 5 s")
+    assert chips(viewer) == []  # that was a check of other settings
+    ModelHealth.objects.update(settings_at=read().llm.changed_at)
+    assert chips(viewer) == ["✕ Model unreachable: rules answer (Fallback)"]
+    assert f'href="{CONFIG}#llm" title="It did not answer in 5 s"' in text(viewer.get(LIST))
+    ModelHealth.objects.update(available=True, error="")
+    assert chips(viewer) == []
 
 
 def test_tickets_of_a_disabled_platform_are_paused_and_not_late(viewer):
@@ -469,6 +537,30 @@ def test_the_page_costs_the_same_whatever_the_number_of_anomalies(admin):
     assert shown.count("number ") == 20
     older = re.search(r'href="(\?anomalies=\d+)#anomalies"', shown)[1]
     assert "number 1979" in text(admin.get(f"{LIST}{incident.id}/{older}"))
+
+
+def test_the_timeline_says_how_much_more_there_is(viewer):
+    [incident] = opened(anomaly())
+
+    def entries(count: int) -> None:
+        rows = (Entry(subject=incident.subject, action="noted", actor="system", data={}) for _ in range(count))
+        Entry.objects.bulk_create(rows)
+
+    address = f"{LIST}{incident.id}/"
+    known = Entry.objects.filter(subject=incident.subject).count()
+    entries(50 - known)
+    assert "Show " not in words(viewer.get(address))
+    entries(120)
+    shown = text(viewer.get(address))
+    assert 'href="?timeline=all#timeline">Show 120 more<' in shown
+    assert queries(viewer, address) <= 8
+    whole = text(viewer.get(f"{address}?timeline=all"))
+    assert whole.count("<b>noted</b>") == 170 - known
+    assert "Show " not in whole
+    entries(1000)
+    assert "Show 950 more" in text(viewer.get(address))
+    assert "170 older ones are in the" in text(viewer.get(f"{address}?timeline=all"))
+    assert "noted" in text(viewer.get(AUDIT, {"q": f"incident:{incident.id}"}))
 
 
 def test_only_moves_that_the_state_allows_are_offered_and_only_to_who_may_act(viewer, responder):
@@ -1178,6 +1270,16 @@ def test_the_overview_tells_how_soon_tickets_arrive(viewer):
     Ticket.objects.filter(pk=Ticket.objects.first().pk).update(created_remotely_at=timezone.now() + timedelta(hours=1))
     row = re.search(r'#jira">Jira</a>.*?</tr>', text(viewer.get("/admin/")))[0]
     assert re.findall(r'data-label="([^"]+)">([^<]+)<', row) == [("Sent, 24 h", "20"), ("p95 until there", "1h")]
+
+
+def test_opsgenies_end_is_told_where_one_plans_and_not_once_its_successor_is_used(viewer):
+    enable_all()
+    told = "ends on 5 April 2027"
+    assert [told in text(viewer.get(address)) for address in ("/admin/", CONFIG, LIST)] == [True, True, False]
+    successor = {"apiUrl": "https://api.atlassian.com/jsm/ops/integration", "apiKey": CANARY}
+    changes.patch_platforms({"opsgenie": successor}, actor="system")
+    cache.clear()
+    assert [told in text(viewer.get(address)) for address in ("/admin/", CONFIG)] == [False, False]
 
 
 def test_the_overview_is_asked_for_once_in_half_a_minute(viewer):

@@ -448,4 +448,11 @@ def test_the_catalog_has_the_documents_platforms_in_its_order():
         assert platform.name == name
         assert platform.label
         assert len({field.name for field in platform.fields}) == len(platform.fields)
-    assert "5 April 2027" in PLATFORMS["opsgenie"].warning
+        assert platform.warning({}) == "" or name == "opsgenie"
+
+
+def test_opsgenies_end_is_told_until_its_successor_is_used():
+    warning = PLATFORMS["opsgenie"].warning
+    for settings in ({}, {"apiUrl": ""}, {"apiUrl": "https://api.eu.opsgenie.com"}):
+        assert "5 April 2027" in warning(settings)
+    assert warning({"apiUrl": "https://api.atlassian.com/jsm/ops/integration"}) == ""

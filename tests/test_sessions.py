@@ -9,6 +9,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from incidents import retention
+from ticketing import sessions
 
 LIST = "/admin/incidents/incident/"
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -81,6 +82,42 @@ def test_a_new_login_begins_anew(anna, pass_):
     anna.force_login(User.objects.get(), backend="ticketing.access.RolesAtOnce")
     pass_(50 * MINUTE)
     assert is_in(anna)
+
+
+def test_signing_in_again_before_the_end_begins_anew(anna, pass_):
+    for _ in range(23):
+        pass_(30 * MINUTE)
+        assert is_in(anna)
+    pass_(27 * MINUTE)
+    again = f"/admin/login/?again=1&next={LIST}"
+    assert 'name="password"' in anna.get(again).content.decode()
+    answer = anna.post(again, {"username": "anna", "password": "a-long-password", "next": LIST})
+    assert (answer.status_code, answer.headers["Location"]) == (302, LIST)
+    pass_(50 * MINUTE)
+    assert is_in(anna)
+
+
+def test_an_open_page_is_told_how_long_the_login_lasts_and_asking_alone_prolongs_nothing(anna, pass_):
+    def told(**headers) -> tuple[int, int]:
+        answer = anna.get("/admin/session/", headers=headers).json()
+        return answer["left"], answer["longest"]
+
+    page = anna.get(LIST).content.decode()
+    assert 'id="session" role="status"' in page
+    assert 'data-left="3600" data-warning="300"' in page
+    pass_(57 * MINUTE)
+    assert told(X_Fragment="session") == (180, 12 * 3600 - 57 * 60)
+    assert told(X_Fragment="session") == (180, 12 * 3600 - 57 * 60)
+    told()
+    assert told(X_Fragment="session") == (3600, 12 * 3600 - 57 * 60)
+    pass_(60 * MINUTE)
+    assert anna.get("/admin/session/", headers={"X-Fragment": "session"}).status_code == 302
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, 20), (5, 100), (15, 300), (600, 300)])
+def test_the_end_is_told_a_while_before(settings, minutes, seconds):
+    settings.SESSION_IDLE_MINUTES = minutes
+    assert sessions.warning_seconds() == seconds
 
 
 def test_clicks_are_noted_now_and_then(anna, pass_, django_assert_max_num_queries):

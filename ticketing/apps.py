@@ -2,9 +2,10 @@
 
 from django.apps import AppConfig
 from django.contrib.admin.apps import SimpleAdminConfig
+from django.contrib.auth.signals import user_logged_in
 from django.core.checks import Tags, register
 
-from ticketing import deployment
+from ticketing import deployment, sessions
 
 
 class ConsoleConfig(SimpleAdminConfig):
@@ -16,3 +17,4 @@ class TicketingConfig(AppConfig):
 
     def ready(self) -> None:
         register(deployment.check, Tags.security, deploy=True)
+        user_logged_in.connect(sessions.begin_anew)

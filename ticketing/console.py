@@ -3,11 +3,13 @@
 from django.conf import settings
 from django.contrib.admin import AdminSite
 from django.contrib.auth.forms import AuthenticationForm
+from django.contrib.auth.models import AnonymousUser
 from django.core.cache import cache
 from django.db.models import Count
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.middleware.csrf import get_token
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import path, reverse
 
 from auditlog.console import EntryPages
 from auditlog.models import Entry
@@ -19,7 +21,7 @@ from incidents.console import overview
 from incidents.console.pages import IncidentPages
 from incidents.models import Incident, Ticket
 from incidents.rehearsal import rehearse
-from ticketing import access, health, limits
+from ticketing import access, health, limits, sessions
 
 
 class Console(AdminSite):
@@ -58,13 +60,25 @@ class Console(AdminSite):
             "principal": getattr(request, "principal", None),
             "may_act": request.principal.may("responder"),
             "may_configure": request.principal.may("admin"),
+            "session_left": sessions.seconds_left(request.session),
+            "session_warning": sessions.warning_seconds(),
         }
 
     def get_urls(self) -> list:
-        return [*self.configuration.urls(), *super().get_urls()]
+        session = path("session/", self.admin_view(self.session), name="session")
+        return [session, *self.configuration.urls(), *super().get_urls()]
+
+    def session(self, request: HttpRequest) -> JsonResponse:
+        """How long the login lasts, for a page that stands open: seconds if nothing is done, and whatever is done. With
+        today's token for the page's forms: whoever has signed in again meanwhile has another."""
+        left, longest = sessions.seconds_left(request.session), sessions.longest_left(request.session)
+        return JsonResponse({"left": left, "longest": longest, "token": get_token(request)})
 
     def login(self, request: HttpRequest, extra_context: dict | None = None) -> HttpResponse:
-        """Lands on the incidents, where somebody who was woken wants to be."""
+        """Lands on the incidents, where somebody who was woken wants to be. `again` asks also who is logged in, but not
+        for long."""
+        if request.method == "GET" and "again" in request.GET:
+            request.user = AnonymousUser()
         landing = {} if "next" in request.GET or "next" in request.POST else {"next": _incidents()}
         told = {"sso": settings.SSO and settings.SSO.name}
         return super().login(request, (extra_context or {}) | landing | told)

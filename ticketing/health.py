@@ -1,11 +1,9 @@
 """Whether this process lives, and whether the whole is ready: what is missing is named, silence is not health."""
 
-from datetime import timedelta
-
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Count, Max, Min
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from drf_spectacular.utils import OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
@@ -14,19 +12,18 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from config import rotation
+from incidents import pulses
 from incidents.console import listing
 from incidents.delivery.states import pause_in_words
-from incidents.models import PlatformPause, Pulse, Ticket
+from incidents.models import PlatformPause, Ticket
 from incidents.times import timestamp
 from platforms.catalog import PLATFORMS
 from ticketing.access import nobody
 
-SWEEP_SILENT = timedelta(seconds=15)
-BEAT_SILENT = timedelta(seconds=60)
-DEAF = timedelta(seconds=30)
-
+SWEEP = "No worker sweeps: no ticket is delivered. Start a Celery worker."
 BEAT = "Beat is silent: the model's health is not checked. Start Celery beat, and a worker for it."
 BROKER = "No worker hears the broker: tickets leave by the sweep, beat's work is not done. Start the broker."
+SILENCE = {pulses.SWEEP: SWEEP, pulses.BEAT: BEAT, pulses.BROKER: BROKER}
 
 _migrated = False
 
@@ -36,29 +33,12 @@ def missing() -> list[str]:
     try:
         if _unmigrated():
             return ["The database has migrations to apply: run manage.py migrate."]
-        pulses = Pulse.objects.annotate(now=Now())
-        ages = {pulse.name: pulse.now - pulse.at for pulse in pulses}
+        seen = set(pulses.lately().values_list("kind", flat=True))
         unreadable = rotation.unreadable()
     except (DatabaseError, InterfaceError):
         connection.close()
         return ["The database cannot be reached."]
-    problems = [unreadable] if unreadable else []
-    sweep, hear = sweeping(ages), hearing(ages)
-    if not sweep:
-        problems.append("No worker sweeps: no ticket is delivered. Start a Celery worker.")
-    if not ("beat" in ages and ages["beat"] <= BEAT_SILENT):
-        problems.append(BEAT if hear or not sweep else BROKER)
-    return problems
-
-
-def sweeping(ages: dict[str, timedelta]) -> int:
-    """How many worker processes sweep, by the ages of all pulses."""
-    return sum(name.startswith("sweep:") and age <= SWEEP_SILENT for name, age in ages.items())
-
-
-def hearing(ages: dict[str, timedelta]) -> int:
-    """How many of them hear what they send to themselves through the broker."""
-    return sum(name.startswith("hears:") and age <= DEAF for name, age in ages.items())
+    return [*([unreadable] if unreadable else []), *(SILENCE[name] for name in pulses.silent(seen))]
 
 
 def late() -> list[str]:

@@ -19,7 +19,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.views import APIView
 
 from config.current import current
-from incidents import drill
+from incidents import drill, pulses
 from incidents.counters import COUNTED, Metric
 from incidents.delivery.attempts import BREAKER_OPENS_AT
 from incidents.models import IN_FORCE, Counter, Incident, ModelHealth, PlatformPause, Pulse, Severity, Status, Ticket
@@ -154,8 +154,8 @@ def _levels() -> Iterator[Level]:
 def _machinery() -> Iterator[Level]:
     yield READY, not health.missing(), {}
     ages = {pulse.name: pulse.now - pulse.at for pulse in Pulse.objects.annotate(now=Now())}
-    yield SWEEPS, health.sweeping(ages), {}
-    yield HEARS, health.hearing(ages), {}
+    yield SWEEPS, pulses.sweeping(ages), {}
+    yield HEARS, pulses.hearing(ages), {}
     yield BEAT_AGE, ages["beat"].total_seconds() if "beat" in ages else inf, {}
 
 

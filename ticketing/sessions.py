@@ -46,6 +46,12 @@ class SessionStore(db.SessionStore):
         return max(1, self.get(BEGAN, now) + settings.SESSION_HOURS * 3600 - now)
 
 
+def begin_anew(sender: type, request: HttpRequest, **_: object) -> None:
+    """Whoever logs in while logged in would otherwise keep the session as old as it is."""
+    if BEGAN in request.session:
+        request.session.cycle_key()
+
+
 class Seen:
     """Notes that somebody does something, to a twentieth of the time that may be idled."""
 
@@ -74,5 +80,14 @@ class Seen:
 def seconds_left(session) -> int:
     """Until the login ends if nothing is done. One of unknown age is over."""
     idle = session.get(SEEN, 0) + settings.SESSION_IDLE_MINUTES * 60
-    whole = session.get(BEGAN, 0) + settings.SESSION_HOURS * 3600
-    return min(idle, whole) - int(time.time())
+    return min(idle - int(time.time()), longest_left(session))
+
+
+def longest_left(session) -> int:
+    """Seconds until the login ends whatever is done."""
+    return session.get(BEGAN, 0) + settings.SESSION_HOURS * 3600 - int(time.time())
+
+
+def warning_seconds() -> int:
+    """How long before its end a login's end is told: five minutes, or a third of what may be idled."""
+    return min(5 * 60, settings.SESSION_IDLE_MINUTES * 60 // 3)

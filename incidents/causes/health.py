@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from django.db.models import QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from config.changes import egress
 from config.current import LlmConfig, current
+from config.models import Section
 from incidents.models import ModelHealth
 from platforms import llm
 from platforms.contract import PlatformError
@@ -32,6 +35,13 @@ def status() -> Health:
     if seen is None:
         return check()
     return Health(seen.provider, seen.model, seen.available, seen.error)
+
+
+def unreachable() -> QuerySet[ModelHealth]:
+    """The last check, if it was of today's settings, of a model that is configured, and failed."""
+    changed_at = Subquery(Section.objects.filter(name="llm").values("changed_at"))
+    failed = ModelHealth.objects.filter(available=False).exclude(error=NOT_CONFIGURED)
+    return failed.filter(settings_at=Coalesce(changed_at, Value(NEVER)))
 
 
 def check() -> Health:

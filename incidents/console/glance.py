@@ -15,6 +15,8 @@ from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Cast, Concat, Substr
 
 from config.models import PlatformState
+from incidents import pulses
+from incidents.causes import health
 from incidents.console import listing
 from incidents.models import Anomaly, Incident, PlatformPause, Status, Ticket
 
@@ -29,13 +31,17 @@ COLUMNS = 6  # the most that a part may have
 @dataclass(frozen=True)
 class Glance:
     """`counts`: the active ones by status and severity. `forgotten`: open for longer than a quarter of an hour.
-    `shown`: the ids of the asked rows, in no order. `sparks`: by incident, the anomalies of the last hour in tens of
-    minutes, the latest at the end. `version` changes with all of it and with whatever the asked rows show.
+    `silent`: what of the machinery is silent, as `pulses.silent` names it, and since when if that is known.
+    `model_error`: why the configured model was not reached, if so. `shown`: the ids of the asked rows, in no order.
+    `sparks`: by incident, the anomalies of the last hour in tens of minutes, the latest at the end. `version` changes
+    with all of it and with whatever the asked rows show.
     """
 
     counts: Counter[tuple[str, str]]
     forgotten: int
     late: listing.Late
+    silent: dict[str, datetime | None]
+    model_error: str | None
     shown: list[str]
     sparks: dict[str, list[int]]
     version: str
@@ -49,6 +55,7 @@ class Part:
     kind: str
     rows: QuerySet
     columns: int
+    number_alone: bool = False  # tells how many rows there are, not what they say
 
 
 def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[Part] = ()) -> Glance:
@@ -56,7 +63,7 @@ def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[P
     knows them. `more`: further parts, as `told` makes them."""
     parts = [_counts(now), _late(now), *more]
     if rows is not None:
-        parts += [*_of_rows(), _sparks(now), enabled(), _pauses()]
+        parts += [*_of_rows(), _sparks(now), _enabled(), _pauses(), *_machinery()]
     found = _together(rows, parts)
     by_kind: dict[str, list[tuple]] = defaultdict(list)
     for kind, *texts in found:
@@ -68,7 +75,8 @@ def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[P
     version = hashlib.sha256(repr(sorted(found)).encode("utf-8", "backslashreplace")).hexdigest()
     shown = [row[0] for row in by_kind["row"]]
     sparks = _sparks_read(by_kind["spark"], now)
-    return Glance(counts, forgotten, _late_read(by_kind["late"]), shown, sparks, version, by_kind)
+    late, error = _late_read(by_kind["late"]), next((row[0] for row in by_kind["model"]), None)
+    return Glance(counts, forgotten, late, _silent_read(by_kind), error, shown, sparks, version, by_kind)
 
 
 # --- The parts --------------------------------------------------------------------------------------------------------
@@ -76,6 +84,10 @@ def look(now: datetime, rows: QuerySet[Incident] | None = None, more: Sequence[P
 
 def told(rows: QuerySet, kind: str, *columns: Combinable | str) -> Part:
     return Part(kind, rows.values_list(*columns), len(columns))
+
+
+def number(rows: QuerySet, kind: str) -> Part:
+    return Part(kind, rows.values_list("pk"), 1, number_alone=True)
 
 
 def _counts(now: datetime) -> Part:
@@ -110,12 +122,21 @@ def _sparks(now: datetime) -> Part:
     return told(moments.annotate(many=Count("*")), "spark", "incident_id", "tens", "many")
 
 
-def enabled() -> Part:
+def _enabled() -> Part:
     return told(PlatformState.objects.filter(enabled=True).order_by(), "enabled", "platform")
 
 
 def _pauses() -> Part:
     return told(PlatformPause.objects.in_force().order_by(), "pause", "platform", "until", "reason")
+
+
+def _machinery() -> tuple[Part, Part, Part]:
+    """No moment of what goes on, which would be another one each time."""
+    return (
+        told(pulses.lately(), "seen", "kind"),
+        told(pulses.last_sweep(), "swept", "at"),
+        told(health.unreachable(), "model", "error"),
+    )
 
 
 def _shown() -> RawSQL:
@@ -129,8 +150,11 @@ def _together(rows: QuerySet[Incident] | None, parts: list[Part]) -> list[tuple]
     told = []
     for number, part in enumerate(parts):
         names = [f"c{column}" for column in range(part.columns)]
+        texts = [f"COALESCE(CAST({name} AS text), '')" for name in names]
+        if part.number_alone:
+            texts = ["CAST(COUNT(*) AS text)"]
         named[f"part{number} ({', '.join(names)})"] = part.rows
-        texts = [f"COALESCE(CAST({name} AS text), '')" for name in names] + ["''"] * (COLUMNS - len(names))
+        texts += ["''"] * (COLUMNS - len(texts))
         told.append(f"SELECT '{part.kind}', {', '.join(texts)} FROM part{number}")
     asked = {name: query.query.sql_with_params() for name, query in named.items()}
     statement = ", ".join(f"{name} AS ({sql})" for name, (sql, _) in asked.items())
@@ -146,6 +170,13 @@ def _together(rows: QuerySet[Incident] | None, parts: list[Part]) -> list[tuple]
 def _late_read(rows: list[tuple]) -> listing.Late:
     found = [(platform, incident, moment(since)) for platform, incident, since, *_ in rows]
     return listing.late_of(found)
+
+
+def _silent_read(by_kind: dict[str, list[tuple]]) -> dict[str, datetime | None]:
+    silent = dict.fromkeys(pulses.silent({kind for kind, *_ in by_kind["seen"]}))
+    if pulses.SWEEP in silent:
+        silent[pulses.SWEEP] = next((moment(at) for at, *_ in by_kind["swept"]), None)
+    return silent
 
 
 def moment(text: str) -> datetime | None:

@@ -244,9 +244,9 @@ def _behind(keys: tuple, place: list, backwards: bool) -> Q:
 # --- Counts -----------------------------------------------------------------------------------------------------------
 
 
-def counted(incidents: QuerySet) -> int:
-    """How many there are, 10,001 at most."""
-    return incidents.order_by()[: MOST_COUNTED + 1].count()
+def to_count(incidents: QuerySet) -> QuerySet:
+    """As many of them as are counted, and one more."""
+    return incidents.order_by()[: MOST_COUNTED + 1]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The console's first page of numbers: what burns now, how the last days went, and whether tickets arrive."""
 
+import json
 from datetime import datetime, timedelta
 
 from django.core.cache import cache
@@ -7,6 +8,7 @@ from django.db.models import Case, Count, FloatField, Value, When
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
+from config.models import PlatformState
 from incidents import drill
 from incidents.console import charts, glance
 from incidents.console.spread import Group, Seconds, Spread, spreads
@@ -45,7 +47,7 @@ def _context(days: str) -> dict:
             *charts.volume(now),
             glance.told(services, "service", "service", "count"),
             glance.told(failing, "failing", "platform", Count("pk")),
-            glance.enabled(),
+            glance.told(PlatformState.objects.filter(enabled=True), "enabled", "platform", "version__values"),
             glance.told(drill.proofs(), "proven", "platform", "proven"),
             glance.told(drill.newest(), "drill", "id", "created_at"),
         ],
@@ -92,13 +94,14 @@ def _platforms(now: datetime, seen: glance.Glance) -> list[dict]:
     arrived = sent.values_list("platform", Value(0), Case(known, output_field=FloatField()))[:MOST_SENT]
     ages = {platform: group.spreads[0] for (platform,), group in spreads(arrived, 1, [(95,)]).items()}
     failing = {platform: int(count) for platform, count, *_ in seen.more["failing"]}
-    used = {platform for platform, *_ in seen.more["enabled"]}
+    # What is a secret says nothing of the vendor's future.
+    used = {platform: json.loads(values or "{}") for platform, values, *_ in seen.more["enabled"]}
     proven = {platform: glance.moment(at) for platform, at, *_ in seen.more["proven"]}
     rows = []
     for name, platform in PLATFORMS.items():
         behind, since = seen.late.platforms.get(name, (0, None))
         row = {"name": name, "label": platform.label, "enabled": name in used, "late": behind, "since": since}
-        row |= {"warning": platform.warning if name in used else "", "failing": failing.get(name, 0)}
+        row |= {"warning": platform.warning(used[name]) if name in used else "", "failing": failing.get(name, 0)}
         mine = ages.get(name, NONE)
         row |= {"sent": mine.count, "p95": span(mine.shares[0]) if mine.count else ""}
         rows.append(row | {"proven": proven.get(name)})

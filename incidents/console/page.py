@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from urllib.parse import quote
 
 from django.conf import settings
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Q, QuerySet, Window
 from django.db.models.functions import Substr
 from django.http import QueryDict
 
@@ -113,7 +113,7 @@ class Trail:
     incident: Incident
     lines: list[TicketLine]
     timeline: list[Happening]
-    more: bool  # happened than is told
+    more: int  # entries of the audit that are not told
 
     @property
     def version(self) -> tuple:
@@ -153,6 +153,7 @@ def context(known: Trail, params: QueryDict, now: datetime) -> dict:
         "older_anomalies": older,
         "timeline": timeline,
         "timeline_more": more,
+        "timeline_next": 0 if params.get("timeline") == "all" else min(more, MOST_ENTRIES - FIRST_ENTRIES),
         "oldest_first": params.get("order") == "oldest",
         "others": others(incident),
         "by": getattr(incident, f"{came_by}_by"),
@@ -247,20 +248,21 @@ def _impact(evidence: Evidence) -> str:
 # --- Timeline ---------------------------------------------------------------------------------------------------------
 
 
-def happenings(incident: Incident, lines: list[TicketLine], *, everything: bool) -> tuple[list[Happening], bool]:
-    """What happened, newest first: the audit's entries with what tickets and cause tell of themselves, and whether
-    there are more than are shown."""
+def happenings(incident: Incident, lines: list[TicketLine], *, everything: bool) -> tuple[list[Happening], int]:
+    """What happened, newest first: the audit's entries with what tickets and cause tell of themselves, and how many
+    entries are not shown."""
     subjects = [incident.subject, *(f"ticket:{incident.pk}:{name}" for name in PLATFORMS)]
     most = MOST_ENTRIES if everything else FIRST_ENTRIES
-    entries = list(auditlog.Entry.objects.filter(subject__in=subjects).order_by("-id")[: most + 1])
-    told = [_entry(entry) for entry in entries[:most]]
+    entries = auditlog.Entry.objects.filter(subject__in=subjects).annotate(all=Window(Count("*"))).order_by("-id")
+    entries = list(entries[:most])
+    told = [_entry(entry) for entry in entries]
     if not incident.fallback:
         model = incident.cause_model
         told.append(Happening(incident.cause_at, "cause", "root cause", model, "The model's answer arrived"))
     for line in lines:
         told += _of_ticket(line)
     told.sort(key=lambda happening: (happening.at, happening.order), reverse=True)
-    return told, len(entries) > most
+    return told, entries[0].all - len(entries) if entries else 0
 
 
 def _entry(entry: auditlog.Entry) -> Happening:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
 from django.http import (
     Http404,
     HttpRequest,
@@ -23,7 +22,7 @@ from django.utils import timezone
 from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 
 from incidents import drill
-from incidents.console import acts, export, glance, listing, page, patience
+from incidents.console import acts, export, glance, listing, page, patience, strip
 from incidents.console.rows import Row, html
 from incidents.models import SEVERITY_RANK, Incident, Severity, Status
 from platforms.catalog import PLATFORMS
@@ -87,7 +86,8 @@ class IncidentPages(ModelAdmin):
         now = timezone.now()
         matching = listing.matching(question, now)
         cut = listing.rows(question, matching)
-        seen = glance.look(now, cut)
+        total = [] if _chip(question) else [glance.number(listing.to_count(matching), "total")]
+        seen = glance.look(now, cut, total)
         etag = _etag(request, seen.version)
         if request.headers.get("X-Fragment") and etag in parse_etags(request.headers.get("If-None-Match", "")):
             return HttpResponseNotModified(headers={"ETag": etag})
@@ -100,28 +100,19 @@ class IncidentPages(ModelAdmin):
             "row_count": len(shown),
             "found": found,
             "views": _views(question, counts, seen.late),
-            "strip": _strip(seen.late),
+            "strip": strip.chips(seen),
             "failing_at": _failing_at(question, seen.late),
             "sorts": _sorts(question),
             "now": now,
-        }
+        } | _total(question, seen)
         if request.headers.get("X-Fragment"):
             context |= self.admin_site.each_context(request)
             return TemplateResponse(request, "incidents/_live.html", context, headers={"ETag": etag})
         context |= self.admin_site.each_context(request)
         context |= {"title": "Incidents", "place": "incidents", "etag": etag, "opts": self.opts}
-        context |= _filters(question, counts) | self._total(question, matching, counts)
+        context |= _filters(question, counts)
         context |= _emptiness(question) if not shown else {}
         return TemplateResponse(request, "incidents/list.html", context)
-
-    def _total(self, question: listing.Question, matching: QuerySet, counts: Counter) -> dict:
-        """How many match: from the counts where nothing else was chosen, else counted up to the cap."""
-        known = {"active": counts.total()} | _by_status(counts)
-        total = known.get(question.view) if not question.narrowed else None
-        if total is None:
-            total = listing.counted(matching)
-        capped = total > listing.MOST_COUNTED
-        return {"total": min(total, listing.MOST_COUNTED), "total_capped": capped}
 
     def services(self, request: HttpRequest) -> JsonResponse:
         """Names to choose from, as one types a part of one: ten at most, none where it would take too long."""
@@ -294,6 +285,18 @@ def _by_status(counts: Counter) -> dict[str, int]:
     return {status: sum(n for (s, _), n in counts.items() if s == status) for status in _ACTIVE}
 
 
+def _chip(question: listing.Question) -> bool:
+    """Whether the view's own chip counts all that matches."""
+    return not question.narrowed and question.view in ("active", *_ACTIVE)
+
+
+def _total(question: listing.Question, seen: glance.Glance) -> dict:
+    """How many match: what the view's chip says, else as counted up to the cap."""
+    chips = {"active": seen.counts.total()} | _by_status(seen.counts)
+    total = chips[question.view] if _chip(question) else int(seen.more["total"][0][0])
+    return {"total": min(total, listing.MOST_COUNTED), "total_capped": total > listing.MOST_COUNTED}
+
+
 def _views(question: listing.Question, counts: Counter, late: listing.Late) -> list[dict]:
     known = {"active": counts.total(), **_by_status(counts), "undelivered": late.incidents}
     shown = {name: f"{count:,}" for name, count in known.items()}
@@ -317,21 +320,6 @@ def _failing_at(question: listing.Question, late: listing.Late) -> dict:
     if question.view != "undelivered" or question.platform not in late.platforms:
         return {}
     return {"name": question.platform, "label": PLATFORMS[question.platform].label}
-
-
-def _strip(late: listing.Late) -> list[dict]:
-    """What is wrong, and nothing else."""
-    return [
-        {
-            "label": PLATFORMS[name].label,
-            "count": f"{count:,}{'+' if late.more else ''}",
-            "one": count == 1,
-            "since": since,
-            "query": f"?view=undelivered&platform={name}",
-        }
-        for name, (count, since) in late.platforms.items()
-        if name in PLATFORMS
-    ]
 
 
 def _sorts(question: listing.Question) -> dict[str, dict]:

@@ -11,8 +11,8 @@ from django.db import DatabaseError, InterfaceError
 from django.db.models.functions import Now
 
 from incidents.models import Pulse
+from incidents.pulses import SWEEP_SILENT
 from ticketing import processes
-from ticketing.health import SWEEP_SILENT
 
 ANSWER_SECONDS = 4
 BEAT_SILENT = timedelta(seconds=90)  # it waits for a broker that hangs

@@ -121,7 +121,13 @@
   };
   let waiting = null;
   const mergeList = (fresh) => {
-    mergeStrip(fresh); replaceIfOther("views", fresh);
+    mergeStrip(fresh); replaceIfOther("views", fresh); replaceIfOther("total", fresh);
+    const everything = $("#everything");
+    if (everything) {
+      replaceIfOther("matching", fresh);
+      everything.hidden = $("#matching").hidden;
+      if (everything.hidden) $("input", everything).checked = false;
+    }
     const body = $("#rows tbody"), next = $("#rows tbody", fresh);
     if (!body || !next) { if (!!body !== !!next && !occupied()) location.reload(); else if (body) for (const row of rows()) row.classList.add("gone"); return; }
     const known = new Map(rows().map((row) => [row.dataset.id, row]));
@@ -195,7 +201,7 @@
         etag = whole !== false && reply.headers.get("ETag") || "";
         tellSelection();
       }
-      if (out) await tokensAnew();
+      if (out) { await askSession(); out = false; }
       lastGood = clock(); sayState(); tellTimes();
     } catch { if (mine !== polls) return; say(`Not live since ${lastGood}, retrying`, true); }
     if (performance.now() - began > 500) busyUntil = Date.now() + 60000;
@@ -215,19 +221,43 @@
     if (state) { state.hidden = false; $("span", state).replaceChildren(link); }
     timer = setTimeout(poll, 15000);
   };
-  // Whoever signs in gets a new token, and the forms of a page from before would be refused.
-  const tokensAnew = async () => {
-    const reply = await fetch(location.href, { redirect: "error" });
-    const token = $("[name=csrfmiddlewaretoken]", new DOMParser().parseFromString(await reply.text(), "text/html"));
-    for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token.value;
-    out = false;
-  };
   const pause = () => {
     paused = !paused;
     $("[data-pause]").textContent = paused ? "Resume" : "Pause";
     sayState();
     if (paused) clearTimeout(timer); else poll();
   };
+
+  // --- The login's end ---
+
+  const session = $("#session");
+  let askAt = session ? Date.now() + (session.dataset.left - session.dataset.warning) * 1000 : Infinity;
+  const askSession = async (counts) => {
+    askAt = Date.now() + 15000;
+    const { ask, warning } = session.dataset;
+    const reply = await fetch(ask, { headers: counts ? {} : { "X-Fragment": "session" }, cache: "no-store", redirect: "manual" });
+    if (reply.type === "opaqueredirect") { tellSession("Your session has ended.", true); return; }
+    const { left, longest, token } = await reply.json();
+    // Whoever signs in gets a new token, and the forms of a page from before would be refused.
+    for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token;
+    if (left > warning) { askAt = Date.now() + (left - warning) * 1000; session.replaceChildren(); return; }
+    tellSession(`Your session ends in ${Math.ceil(left / 60)} min.`, longest <= warning);
+  };
+  // Said once: what stands there is not said anew, and keeps the focus.
+  const tellSession = (text, whole) => {
+    const name = whole ? "a" : "button";
+    if (!$(name, session)) {
+      const act = document.createElement(name);
+      act.textContent = whole ? "Sign in again" : "Stay signed in";
+      if (whole) Object.assign(act, { href: `${session.dataset.again}&next=${encodeURIComponent(location.pathname)}`, target: "_blank" });
+      else { act.type = "button"; act.addEventListener("click", async () => { await askSession(true); await askSession(); }); }
+      session.replaceChildren(document.createElement("span"), act);
+    }
+    if ($("span", session).textContent !== text) $("span", session).textContent = text;
+  };
+  const watchSession = () => { if (!document.hidden && Date.now() >= askAt) askSession().catch(() => {}); };
+  setInterval(watchSession, 5000);
+  document.addEventListener("visibilitychange", watchSession);
 
   // --- Asking first: the page that asks, as a dialog over this one ---
 
