@@ -250,7 +250,7 @@
       const act = document.createElement(name);
       act.textContent = whole ? "Sign in again" : "Stay signed in";
       if (whole) Object.assign(act, { href: `${session.dataset.again}&next=${encodeURIComponent(location.pathname)}`, target: "_blank" });
-      else { act.type = "button"; act.addEventListener("click", async () => { await askSession(true); await askSession(); }); }
+      else { act.type = "button"; act.addEventListener("click", () => askSession(true).then(() => askSession()).catch(() => {})); }
       session.replaceChildren(document.createElement("span"), act);
     }
     if ($("span", session).textContent !== text) $("span", session).textContent = text;
