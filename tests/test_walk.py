@@ -61,6 +61,7 @@ def addresses(incident: Incident, key: int) -> dict[str, list[str]]:
         "autocomplete": [],
         "jsi18n": [],
         "view_on_site": [],
+        "session": [],  # JSON: how long the login goes on
         "app_list": ["/admin/incidents/", "/admin/config/", "/admin/auditlog/", "/admin/auth/"],
         "configuration": ["/admin/config/"],
         "incidents_incident_changelist": [
