@@ -467,7 +467,9 @@ def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(co
     note, notice = "#head textarea[name=note]", "#session[role=status]"
     page.click("#head details.note summary")
     page.fill(note, "Half writ")
-    page.clock.fast_forward(56 * MINUTE * 1000)
+    with page.expect_response("**/admin/session/") as answer:
+        page.clock.fast_forward(56 * MINUTE * 1000)
+    answer.value.finished()
     assert page.inner_text(notice) == ""  # something was done elsewhere: the server knows
     left(4 * MINUTE, "seen")
     page.clock.fast_forward(56 * MINUTE * 1000)

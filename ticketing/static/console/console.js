@@ -232,12 +232,15 @@
 
   const session = $("#session");
   let askAt = session ? Date.now() + (session.dataset.left - session.dataset.warning) * 1000 : Infinity;
+  let asked = 0;
   const askSession = async (counts) => {
     askAt = Date.now() + 15000;
+    const mine = ++asked;
     const { ask, warning } = session.dataset;
     const reply = await fetch(ask, { headers: counts ? {} : { "X-Fragment": "session" }, cache: "no-store", redirect: "manual" });
     if (reply.type === "opaqueredirect") { tellSession("Your session has ended.", true); return; }
     const { left, longest, token } = await reply.json();
+    if (mine !== asked) return; // a late answer says what was
     // Whoever signs in gets a new token, and the forms of a page from before would be refused.
     for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token;
     if (left > warning) { askAt = Date.now() + (left - warning) * 1000; session.replaceChildren(); return; }
