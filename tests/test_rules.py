@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from incidents.causes import rules
-from incidents.causes.rules import FAULTS, MAX_FINDING
+from incidents.causes.faults import FAULTS
+from incidents.causes.rules import MAX_FINDING
 from incidents.events import Evidence, Impact, LogLine
 
 
