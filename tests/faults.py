@@ -13,6 +13,7 @@ import pytest
 
 Point = TypeVar("Point")
 COLUMNS = ("fault", "what", "verdict", "tried", "lost", "doubled", "seconds", "figures")
+LONGEST_NAME = 90  # characters: a row is to fit on a screen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,7 +83,7 @@ class _Verdicts:
         self._rows.append(
             (
                 told["fault"],
-                report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " "),
+                _words(report.nodeid),
                 {"passed": "holds", "failed": "BROKEN"}.get(report.outcome, report.outcome),
                 *(str(verdict.get(name, "")) for name in ("tried", "lost", "doubled")),
                 f"{report.duration:.1f}",
@@ -99,3 +100,9 @@ class _Verdicts:
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             terminalreporter.write_line("  ".join(cells).rstrip())
+
+
+def _words(nodeid: str) -> str:
+    """A test's name as a sentence, and which of its parameters it ran with."""
+    name = nodeid.partition("::")[2].removeprefix("test_").replace("_", " ")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

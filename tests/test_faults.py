@@ -16,7 +16,7 @@ def test_it_holds(faults):
     faults.verdict(tried=len(points), first_page="1.2 s")
 
 @pytest.mark.fault("B10")
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, 1], ids=["::1", "a,very," * 30])
 def test_it_loses(faults, lost):
     faults.verdict(tried=len(faults.seeds()), lost=lost)
 
@@ -50,6 +50,8 @@ def test_everything_is_tried_and_told_in_the_order_of_the_faults(run):
         ("B10", True, False),
         ("B10", False, True),
     ]
+    assert told[2][1:3] == ["it", "loses[::1]"]
+    assert max(len(row[2]) for row in told) < 90
     assert told[1][3:7] == ["holds", "100", "0", "0"]
     assert told[1][8:] == ["first", "page", "1.2", "s"]
     assert told[3][3:7] == ["BROKEN", "3", "1", "0"]
