@@ -65,6 +65,7 @@ class Refused:
     id: str
     message: str
     unknown: bool = False
+    incident: Incident | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _decide(wanted: Move, incident_id: str, incident: Incident | None) -> Moved 
         return Moved(incident, changed=False)
     if incident.status in wanted.allowed_from:
         return Moved(incident, changed=True)
-    return Refused(incident_id, f"{state_in_words(incident)} It cannot be {wanted.past} before it is reopened.")
+    message = f"{state_in_words(incident)} It cannot be {wanted.past} before it is reopened."
+    return Refused(incident_id, message, incident=incident)
 
 
 def state_in_words(incident: Incident) -> str:

@@ -4,11 +4,12 @@ import gzip
 import importlib.util
 import json
 import re
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.db.models import F
 from django.utils import timezone
@@ -183,6 +184,33 @@ def test_each_tickets_state_is_seen_at_any_width(console):
             assert box["x"] + box["width"] <= min(width, cell["x"] + cell["width"] + 1), width
             assert box["y"] + box["height"] <= cell["y"] + cell["height"] + 1, width
         assert len(page.locator("td.c-tickets a").all()) == 5
+        if width == 1440:
+            assert cell["height"] <= 34
+
+
+def test_a_name_as_long_as_it_may_be_is_cut_and_told_and_covers_nothing(console):
+    name = "x" * 150
+    changes.patch_routing({"critical": list(PLATFORMS)}, actor="system")
+    for platform in PLATFORMS:
+        PlatformState.objects.update_or_create(platform=platform, defaults={"enabled": True})
+    forget()
+    [incident] = opened(name, title="T" * 150)
+    Ticket.objects.update(parked_at=timezone.now(), due_at=None, last_error="401 Invalid token")
+    page = console().sign_in()
+    for cell, told in (("td.c-service", name), ("th.c-title", "T" * 150)):
+        page.hover(f"tbody {cell}")
+        assert page.get_attribute(f"tbody {cell}", "title") == told
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.goto(LIST)
+        service, tickets = (page.locator(f"tbody td.{cell}").bounding_box() for cell in ("c-service", "c-tickets"))
+        assert service["x"] + service["width"] <= tickets["x"]
+        page.goto(f"{LIST}{incident.id}/")
+        assert page.evaluate("(h => h.scrollHeight <= h.clientHeight + 1)(document.querySelector('h1'))")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{LIST}?service={name}")
+    chip, cross = page.locator(".applied").bounding_box(), page.locator(".applied [aria-hidden]").bounding_box()
+    assert cross["x"] + cross["width"] <= chip["x"] + chip["width"]
 
 
 def test_an_incident_is_acknowledged_in_two_clicks(console):
@@ -276,6 +304,57 @@ def test_every_key_does_what_its_list_says(console):
     page.wait_for_load_state()
     press("u")
     page.wait_for_url(f"**{LIST}")
+
+
+def test_the_keys_go_on_where_they_were_after_an_act_and_back_from_a_page(console):
+    opened(*(f"service-{n}" for n in range(30)))
+    page = console().sign_in(f"{LIST}?severity=critical")
+    ids = [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")]
+    press = page.keyboard.press
+    for _ in range(20):
+        press("j")
+    press("a")
+    page.wait_for_selector(f"text={ids[19]} acknowledged.")
+    page.wait_for_selector(f'tr.here[data-id="{ids[19]}"]')
+    assert page.evaluate("document.activeElement.closest('tr').dataset.id") == ids[19]
+    assert page.evaluate("scrollY") > 0
+    press("r")
+    page.wait_for_selector(f"text={ids[19]} resolved.")
+    page.wait_for_load_state()
+    press("j")
+    page.wait_for_selector(f'tr.here[data-id="{ids[20]}"]')
+    press("Enter")
+    page.wait_for_url(f"**{ids[20]}/")
+    page.wait_for_load_state()
+    press("u")
+    page.wait_for_url(f"**{LIST}?severity=critical")
+    page.wait_for_selector(f'tr.here[data-id="{ids[20]}"]')
+
+
+def test_the_keys_of_whoever_may_only_read_do_nothing_but_move(console):
+    opened("payment-api")
+    User.objects.get().groups.set([Group.objects.get_or_create(name="viewer")[0]])
+    window = console()
+    page = window.sign_in()
+    for key in "jxaer":
+        page.keyboard.press(key)
+    assert page.is_visible("tr.here")
+    assert window.complaints == []
+
+
+def test_times_are_ages_local_or_utc_and_never_lose_their_half_of_the_day(console):
+    opened("payment-api")
+    Ticket.objects.filter(platform="jira").update(last_error="503", failing_since=timezone.now())
+    page = console(timezone_id="Asia/Tokyo", locale="en-US").sign_in()
+    cell = "#rows tbody .c-seen"
+    seen = timezone.localtime(Incident.objects.get().last_anomaly_at, UTC)
+    for label, shown in (("UTC", seen + timedelta(hours=9)), ("Ages", seen)):
+        page.keyboard.press("t")
+        assert page.inner_text(cell) == f"{shown:%H:%M}"
+        assert page.inner_text("[data-times]") == label
+    page.keyboard.press("t")
+    assert page.inner_text(cell) == "1h"
+    assert re.search(r"since \d\d:\d\d UTC \(\d\d:\d\d local\)", page.inner_text("#strip"))
 
 
 def test_what_was_done_is_taken_back_from_the_message(console):
@@ -464,7 +543,7 @@ def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(co
     window = console()
     window.page.clock.install()
     page = window.sign_in(f"{LIST}{incident.id}/")
-    note, notice = "#head textarea[name=note]", "#session[role=status]"
+    note, notice = "#head textarea[name=note]", "#session"
     page.click("#head details.note summary")
     page.fill(note, "Half writ")
     with page.expect_response("**/admin/session/") as answer:
@@ -474,6 +553,7 @@ def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(co
     left(4 * MINUTE, "seen")
     page.clock.fast_forward(56 * MINUTE * 1000)
     page.wait_for_selector(f"{notice} >> text=Your session ends in 4 min.")
+    assert page.inner_text("#spoken") == "Your session ends in 4 min."
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         page.evaluate(AXE.read_text())
@@ -498,6 +578,22 @@ def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(co
     assert page.input_value(note) == "Half writ"
     page.click("#act-acknowledge")
     page.wait_for_selector(f"text={incident.id} acknowledged.")
+
+
+def test_the_minutes_that_a_login_has_left_are_spoken_at_first_and_at_last_and_seen_always(console, an_hour):
+    window = console()
+    window.page.clock.install()
+    page = window.sign_in("/admin/")
+    spoken, later = [], 56 * MINUTE
+    for seconds, minutes in ((240, 4), (170, 3), (100, 2), (50, 1), (40, 1)):
+        left(seconds, "seen")
+        page.clock.fast_forward(later * 1000)
+        later = 20
+        page.wait_for_selector(f"#session >> text=Your session ends in {minutes} min.")
+        spoken.append(page.inner_text("#spoken[role=status]"))
+    first, last = "Your session ends in 4 min.", "Your session ends in 1 min."
+    assert spoken == [first, first, first, last, last]
+    assert page.query_selector("#session[role]") is None
 
 
 def test_a_form_outlives_its_login(console, an_hour):
@@ -568,12 +664,16 @@ def test_the_list_follows_what_happens_and_keeps_the_selection(console):
     page.wait_for_selector(f'tr[data-id="{first.id}"] .chip.acknowledged')
     page.wait_for_selector("#news >> text=/^1 new/")  # nor is it told by a refresh that was under way
     assert page.is_checked(f'tr[data-id="{first.id}"] input')
-    assert page.query_selector(f'tr.gone[data-id="{second.id}"]')
+    page.wait_for_selector(f'tr.gone[data-id="{second.id}"] .c-status >> text=/Resolved\\s+bob/')
+    assert page.inner_text("#spoken") == "1 new: 1 critical"
     assert page.inner_text("#news") == "1 new: 1 critical"
     assert [row.get_attribute("data-id") for row in page.query_selector_all("#rows tbody tr")] == before
     page.click("#news button")
     assert page.query_selector(f'tr[data-id="{third.id}"]')
     assert page.is_checked(f'tr[data-id="{first.id}"] input')
+    lifecycle.move("reopen", [second.id], actor="user:bob")
+    page.keyboard.press(".")
+    page.wait_for_selector(f'tr:not(.gone)[data-id="{second.id}"] .chip.open')
 
 
 def test_the_page_follows_what_happens(console):

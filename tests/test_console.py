@@ -439,6 +439,17 @@ def test_an_empty_console_says_how_to_begin_and_a_quiet_one_that_all_is_quiet(vi
     reply = viewer.get(LIST)
     assert "All quiet" in text(reply)
     assert incident.title in text(reply)
+    assert "No escalated incident." in words(viewer.get(LIST, {"view": "escalated"}))
+
+
+def test_a_quiet_console_tells_first_what_was_resolved_last(viewer):
+    older, newer = opened(anomaly("search"), anomaly("mail"))
+    for incident, ago in ((newer, 60), (older, 5)):
+        lifecycle.move("resolve", [incident.id], actor="user:anna")
+        Incident.objects.filter(pk=incident.pk).update(resolved_at=timezone.now() - timedelta(minutes=ago))
+    told = words(viewer.get(LIST))
+    assert "The last was resolved 5m ago." in told
+    assert told.index(older.title) < told.index(newer.title)
 
 
 def test_an_empty_console_sends_a_test_anomaly_once(responder, viewer):
@@ -719,13 +730,16 @@ def test_an_acknowledgement_is_the_users_own_and_leads_back(responder):
 
 
 def test_what_was_done_can_be_taken_back_from_the_message(responder):
-    incidents = many(3)
+    incidents = many(150)
     reply = act(responder, "acknowledge", *incidents)
-    assert "3 acknowledged." in text(reply)
+    assert "150 acknowledged." in text(reply)
+    assert "Undo: reopen these 150" in text(reply)
     form = re.search(r'name="move" value="reopen"><input type="hidden" name="ids" value="([^"]+)"', text(reply))
     assert set(form[1].split(",")) == {incident.id for incident in incidents}
     responder.post(ACT, {"move": "reopen", "ids": form[1], "next": LIST})
     assert {status(incident) for incident in incidents} == {"open"}
+    lifecycle.move("resolve", [incidents[1].id], actor="user:bob")
+    assert f"Undo: reopen {incidents[0].id}<" in text(act(responder, "acknowledge", *incidents[:2]))
 
 
 def test_escalating_always_asks_and_names_who_is_woken(responder):
@@ -769,7 +783,8 @@ def test_a_move_that_the_state_forbids_says_who_did_what_and_changes_nothing(res
     lifecycle.move("resolve", [incident.id], actor="user:bob")
     before = Entry.objects.count()
     reply = act(responder, "acknowledge", incident)
-    assert f"{incident.id} was resolved by user:bob at" in text(reply)
+    assert f"{incident.id} was resolved by bob at" in text(reply)
+    assert "UTC, 0s ago. It cannot be acknowledged" in text(reply)
     assert "Nothing was changed." in text(reply)
     assert status(incident) == "resolved"
     assert Entry.objects.count() == before
@@ -788,7 +803,7 @@ def test_an_incident_that_changed_while_it_was_looked_at_is_left_alone(responder
     lifecycle.move("escalate", [incident.id], actor="user:bob")
     reply = act(responder, "resolve", incident, seen="open")
     assert "While you looked" in text(reply)
-    assert "escalated by user:bob" in text(reply)
+    assert "escalated by bob at" in text(reply)
     assert status(incident) == "escalated"
 
 

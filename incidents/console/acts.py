@@ -16,13 +16,12 @@ from incidents import intake, lifecycle
 from incidents.console import listing
 from incidents.lifecycle import LONGEST_NOTE, MOVES, MOVES_AT_ONCE, Moved, Refused
 from incidents.models import SEVERITY_RANK, Incident, Status, Ticket
-from incidents.templatetags.console import span, who
+from incidents.templatetags.console import age, clock, span, who
 from platforms.catalog import PLATFORMS
 
 INCIDENT_ID = re.compile(r"inc-\d{8}-\d{3,9}", re.ASCII)
 STILL_BURNING = timedelta(minutes=5)
 MOST_REFUSALS_TOLD = 3
-MOST_UNDONE = 100
 UNDONE = ("acknowledge", "resolve")
 TEST_WORDS = {"title": "A test anomaly", "description": "Sent from the console. Nothing is wrong: resolve it."}
 AGAIN_AFTER = timedelta(seconds=10)
@@ -153,12 +152,12 @@ def carry_out(act: Act, *, actor: str, request_id: str) -> Told:
     said = [_done(past, changed)] if changed else []
     if same:
         said.append(_already(same))
-    said += [refusal.message for refusal in refused[:MOST_REFUSALS_TOLD]]
+    said += [_refused(refusal, past) for refusal in refused[:MOST_REFUSALS_TOLD]]
     if len(refused) > MOST_REFUSALS_TOLD:
         said.append(f"{len(refused) - MOST_REFUSALS_TOLD:,} more were refused.")
     if not changed:
         said.append("Nothing was changed.")
-    undo = [incident.id for incident in changed] if act.move in UNDONE and len(changed) <= MOST_UNDONE else []
+    undo = [incident.id for incident in changed] if act.move in UNDONE else []
     return Told(" ".join(said), bool(changed) and not refused, undo)
 
 
@@ -169,7 +168,20 @@ def _overtaken(act: Act) -> Told | None:
     incident = Incident.objects.select_for_update().filter(pk=act.ids[0]).first()
     if incident is None or incident.status in (act.seen, MOVES[act.move].leads_to):
         return None
-    return Told(f"While you looked, {lifecycle.state_in_words(incident)} Nothing was changed.", False, [])
+    return Told(f"While you looked, {_stands(incident)}. Nothing was changed.", False, [])
+
+
+def _refused(refusal: Refused, past: str) -> str:
+    if refusal.incident is None:
+        return refusal.message
+    return f"{_stands(refusal.incident)}. It cannot be {past} before it is reopened."
+
+
+def _stands(incident: Incident) -> str:
+    """Who brought the incident into its state, and when, as the console names people and moments."""
+    by, at = getattr(incident, f"{incident.status}_by", ""), getattr(incident, f"{incident.status}_at", None)
+    words = f"{incident.id} was {incident.status}" + (f" by {who(by)}" if by else "")
+    return words + (f" at {clock(at)} UTC, {age(at)} ago" if at else "")
 
 
 def _done(past: str, changed: list[Incident]) -> str:

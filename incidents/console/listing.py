@@ -20,6 +20,7 @@ MOST_COUNTED = 10_000
 MOST_LATE_TOLD = 1_000
 LONGEST_SEARCH = 200
 MOST_SUGGESTED = 10
+RESOLVED_LATELY = 200
 MOMENT = "%Y%m%dT%H%M%S.%f"
 SEARCHED = ("title", "service", "id", "trace_id")
 VIEWS = ("active", "open", "acknowledged", "escalated", "resolved", "all", "undelivered")
@@ -268,8 +269,10 @@ def late_of(rows: list[tuple[str, str, datetime | None]]) -> Late:
 
 
 def last_resolved() -> list[Incident]:
-    newest = Incident.objects.real().filter(status=Status.RESOLVED).newest_first()
-    return list(newest.only("id", "title", "service", "severity", "resolved_at", "resolved_by", "created_at")[:5])
+    """Five of those that were opened lately: nobody keeps all of them sorted by their end."""
+    newest = Incident.objects.real().filter(status=Status.RESOLVED).newest_first().values("pk")[:RESOLVED_LATELY]
+    last = Incident.objects.filter(pk__in=newest).order_by("-resolved_at", "-number")
+    return list(last.only("id", "title", "service", "severity", "resolved_at", "resolved_by", "created_at")[:5])
 
 
 def services(part: str) -> list[str]:

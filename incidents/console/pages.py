@@ -24,7 +24,7 @@ from django.utils.http import parse_etags, url_has_allowed_host_and_scheme
 from incidents import drill
 from incidents.console import acts, export, glance, listing, page, patience, strip
 from incidents.console.rows import Row, html
-from incidents.models import SEVERITY_RANK, Incident, Severity, Status
+from incidents.models import Incident, Severity, Status
 from platforms.catalog import PLATFORMS
 
 LIST = "admin:incidents_incident_changelist"
@@ -110,7 +110,7 @@ class IncidentPages(ModelAdmin):
             return TemplateResponse(request, "incidents/_live.html", context, headers={"ETag": etag})
         context |= self.admin_site.each_context(request)
         context |= {"title": "Incidents", "place": "incidents", "etag": etag, "opts": self.opts}
-        context |= _filters(question, counts)
+        context |= _filters(question)
         context |= _emptiness(question) if not shown else {}
         return TemplateResponse(request, "incidents/list.html", context)
 
@@ -335,10 +335,9 @@ def _sorts(question: listing.Question) -> dict[str, dict]:
     }
 
 
-def _filters(question: listing.Question, counts: Counter) -> dict:
-    by_severity = {s: sum(n for (_, severity), n in counts.items() if severity == s) for s in SEVERITY_RANK}
+def _filters(question: listing.Question) -> dict:
     severities = [
-        {"name": s.value, "query": question.toggled(s), "on": s in question.severities, "count": by_severity[s]}
+        {"name": s.value, "query": question.toggled(s), "on": s in question.severities}
         for s in Severity
     ]
     periods = [

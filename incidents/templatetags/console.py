@@ -107,6 +107,13 @@ def _after_word(text: str, place: int) -> int:
 
 
 @register.filter
+def undo(ids: str) -> str:
+    """The button that takes an act back says what it would reopen: others may be named beside it."""
+    count = ids.count(",") + 1
+    return f"Undo: reopen {ids}" if count == 1 else f"Undo: reopen these {count:,}"
+
+
+@register.filter
 def number(value: float) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 

@@ -6,9 +6,13 @@
   const live = $("#live");
   const list = $("body.list") && live;
   const incident = $("body.incident") && live;
-  const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
-  const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* it holds for this page */ } };
+  const stored = (name, where = "localStorage") => { try { return window[where].getItem(name); } catch { return null; } };
+  const store = (name, value, where = "localStorage") => { try { window[where].setItem(name, value); } catch { /* it holds for this page */ } };
+  const TAB = "sessionStorage";
   const unhide = (element) => element && element.removeAttribute("hidden");
+  const spoken = $("#spoken");
+  // To a screen reader, once.
+  const speak = (text) => { if (spoken && spoken.textContent !== text) spoken.textContent = text; };
 
   // --- Times ---
 
@@ -19,7 +23,10 @@
     if (h < 24) return h < 10 && m % 60 ? `${h}h ${m % 60}m` : `${h}h`;
     return `${Math.floor(h / 24)}d`;
   };
-  let absolute = stored("times") === "local";
+  const MODES = ["Ages", "Local time", "UTC"].slice(0, new Date().getTimezoneOffset() ? 3 : 2);
+  let mode = Math.max(0, MODES.indexOf(stored("times")));
+  const nextMode = () => (mode + 1) % MODES.length;
+  const HOUR = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
   const tellTimes = () => {
     for (const time of $$("#live time:not([data-fixed])")) {
       const at = new Date(time.dateTime), seconds = (Date.now() - at) / 1000;
@@ -30,19 +37,20 @@
       time.title = `${time.dataset.utc} (${at.toLocaleString()} local)`;
       if (!time.dataset.relative) continue;
       const today = Math.abs(seconds) < 43200;
-      const text = absolute && list ? (today ? at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
-        : at.toLocaleDateString([], { month: "short", day: "numeric" })) : age(seconds);
+      const zone = mode > 1 && { timeZone: "UTC" };
+      const text = mode && list ? (today ? at.toLocaleTimeString([], { ...HOUR, ...zone })
+        : at.toLocaleDateString([], { month: "short", day: "numeric", ...zone })) : age(seconds);
       if (time.textContent !== text) time.textContent = text;
       if (time.closest(".c-seen")) time.classList.toggle("recent", seconds < 120);
     }
     for (const span of $$("[data-local]")) {
       const at = new Date(span.dataset.local);
-      span.textContent = at.getTimezoneOffset() ? ` (${at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })} local)` : "";
+      span.textContent = at.getTimezoneOffset() ? ` (${at.toLocaleTimeString([], HOUR)} local)` : "";
     }
     const button = $("[data-times]");
-    if (button) button.textContent = absolute ? "Ages" : "Local time";
+    if (button) button.textContent = MODES[nextMode()];
   };
-  const turnTimes = () => { absolute = !absolute; store("times", absolute ? "local" : "age"); tellTimes(); };
+  const turnTimes = () => { mode = nextMode(); store("times", MODES[mode]); tellTimes(); };
 
   // --- Selection ---
 
@@ -76,6 +84,15 @@
     if (row) { $(".c-title a", row).focus({ preventScroll: true }); row.scrollIntoView({ block: "nearest" }); }
   };
   const standing = () => rows().find((row) => row.dataset.id === here) || null;
+  // After an act the keys go on where they were. A row that has left made place for the next.
+  const place = (id) => store("place", `${id} ${rows().indexOf(standing())}`, TAB);
+  let resume = 0;
+  const goOn = () => {
+    const [id, at] = (stored("place", TAB) || "").split(" ");
+    store("place", "", TAB);
+    here = id;
+    if (standing()) stand(standing()); else { here = null; resume = Math.max(0, at || 0); }
+  };
 
   // --- Live ---
 
@@ -85,6 +102,7 @@
   let lastGood = clock();
   const say = (text, late) => {
     if (!state) return;
+    if (late || incident) speak(text);
     const span = $("span", state);
     if (incident) state.hidden = !text;
     state.classList.toggle("late", !!late);
@@ -92,6 +110,7 @@
   };
   let said = 0;  // until when a change that somebody else made stays told
   const sayState = () => incident ? Date.now() > said && say("") : say(paused ? "Paused" : `Live · ${lastGood}`);
+  const tell = (text) => { said = Date.now() + 30000; say(text); };
   const occupied = () => chosen().length > 0 || !!$("#rows tbody:hover") || !!$("#rows tbody tr.here") ||
     !!(document.activeElement && document.activeElement.closest("#rows tbody"));
 
@@ -134,16 +153,30 @@
     const coming = [...next.children];
     const ids = new Set(coming.map((row) => row.dataset.id));
     for (const row of coming) if (known.has(row.dataset.id)) cellsFrom(known.get(row.dataset.id), row);
+    const left = [...known.values()].filter((row) => !ids.has(row.dataset.id) && !row.classList.contains("gone"));
     for (const [id, row] of known) row.classList.toggle("gone", !ids.has(id));
+    if (left.length <= 5) left.forEach(tellGone);
     const added = coming.filter((row) => !known.has(row.dataset.id));
     waiting = added.length ? next : null;
     const news = $("#news");
+    const critical = added.filter((row) => severityOf(row) === "critical").length;
+    const words = `${added.length} new${critical ? `: ${critical} critical` : ""}`;
+    if (waiting) speak(words);
     if (waiting && occupied()) {
-      const critical = added.filter((row) => severityOf(row) === "critical").length;
-      $("button", news).textContent = `${added.length} new${critical ? `: ${critical} critical` : ""}`;
+      $("button", news).textContent = words;
       unhide(news);
     } else if (waiting) insertWaiting();
     else news.hidden = true;
+  };
+  // Why a row left: what its page says now.
+  const tellGone = async (row) => {
+    try {
+      const reply = await fetch(`${row.dataset.id}/`, { headers: { "X-Fragment": "rows" }, redirect: "error" });
+      const head = $("#head", new DOMParser().parseFromString(await reply.text(), "text/html"));
+      const cell = $(".c-status", row);
+      cell.dataset.was = "";  // it is told anew should the row come back
+      if (row.classList.contains("gone")) cell.replaceChildren(document.adoptNode($(".chip", head)), ` ${head.dataset.by || ""}`);
+    } catch { /* it is grey all the same */ }
   };
   const insertWaiting = () => {
     const body = $("#rows tbody"), known = new Map(rows().map((row) => [row.dataset.id, row]));
@@ -159,32 +192,6 @@
     }
     waiting = null; $("#news").hidden = true; tellSelection();
   };
-  // What the server said of a part, but for what differs each time: its age and its token.
-  const PARTS = ["head", "cause", "anomalies", "timeline", "tickets", "facts", "others"];
-  const essence = (part) => part.outerHTML.replace(/(<time [^>]*>)[^<]*/g, "$1").replace(/(name="csrfmiddlewaretoken" value=)"[^"]*"/g, "$1");
-  const shown = {};
-  if (incident) for (const id of PARTS) if ($(`#${id}`)) shown[id] = essence($(`#${id}`));
-  const HOW = { open: "reopened" };
-  const mergePage = (fresh) => {
-    const before = $("#head").dataset.status, now = $("#head", fresh).dataset;
-    if (now.status !== before) { said = Date.now() + 30000; say(`${now.by || "Somebody"} ${HOW[now.status] || now.status} this just now`); }
-    let whole = true;
-    for (const id of PARTS) {
-      const old = $(`#${id}`), next = $(`#${id}`, fresh);
-      if (!old || !next || shown[id] === essence(next)) continue;
-      const selected = getSelection();
-      if (!selected.isCollapsed && old.contains(selected.anchorNode)) { whole = false; continue; }  // somebody copies it
-      shown[id] = essence(next);
-      for (const open of $$("details[id]", old)) { const same = next.querySelector(`#${open.id}`); if (same) same.open = open.open; }
-      const focused = old.contains(document.activeElement) && document.activeElement.id, note = $("textarea", old);
-      if (note && note.value && $("textarea", next)) $("textarea", next).replaceWith(note);  // as far as it is written
-      old.replaceWith(document.adoptNode(next));
-      if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
-    }
-    offerCopies();
-    return whole;
-  };
-
   let polls = 0;  // an answer that a later question has overtaken is dropped
   const poll = async () => {
     clearTimeout(timer);
@@ -197,11 +204,12 @@
       if (reply.status !== 304) {
         if (!reply.ok) throw new Error(String(reply.status));
         const fresh = new DOMParser().parseFromString(text, "text/html");
-        const whole = list ? mergeList(fresh) : mergePage(fresh);
+        const whole = list ? mergeList(fresh) : window.mergePage(fresh, tell);
         etag = whole !== false && reply.headers.get("ETag") || "";
         tellSelection();
       }
       if (out) { await askSession(); out = false; }
+      if (list && state.classList.contains("late")) speak("Live again");
       lastGood = clock(); sayState(); tellTimes();
     } catch { if (mine !== polls) return; say(`Not live since ${lastGood}, retrying`, true); }
     if (performance.now() - began > 500) busyUntil = Date.now() + 60000;
@@ -223,6 +231,7 @@
   };
   const pause = () => {
     paused = !paused;
+    speak(paused ? "Paused" : "Live again");
     $("[data-pause]").textContent = paused ? "Resume" : "Pause";
     sayState();
     if (paused) clearTimeout(timer); else poll();
@@ -243,11 +252,13 @@
     if (mine !== asked) return; // a late answer says what was
     // Whoever signs in gets a new token, and the forms of a page from before would be refused.
     for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token;
-    if (left > warning) { askAt = Date.now() + (left - warning) * 1000; session.replaceChildren(); return; }
+    if (left > warning) { askAt = Date.now() + (left - warning) * 1000; session.replaceChildren(); told = ""; return; }
     tellSession(`Your session ends in ${Math.ceil(left / 60)} min.`, longest <= warning);
   };
-  // Said once: what stands there is not said anew, and keeps the focus.
+  // What stands there is not made anew, and keeps the focus. It is spoken when it comes, in its last minute, at its end.
+  let told = "";
   const tellSession = (text, whole) => {
+    if (!told || / 1 min|ended/.test(text)) speak(told = text);
     const name = whole ? "a" : "button";
     if (!$(name, session)) {
       const act = document.createElement(name);
@@ -310,34 +321,6 @@
     });
   };
 
-  // --- Copying ---
-
-  const offerCopies = () => {
-    if (!navigator.clipboard) return;
-    for (const button of $$("[data-copy-link], [data-copy-from], [data-copy-of]")) unhide(button);
-    $("[data-copy-link]").dataset.copy = location.origin + location.pathname;
-  };
-
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy-from], [data-copy-of]");
-    if (!button) return;
-    const { copyFrom, copyOf } = button.dataset;
-    const reply = copyFrom && await fetch(copyFrom, { headers: { Accept: "*/*" } });
-    const text = copyOf ? $$("li", document.getElementById(copyOf)).map((line) => line.textContent).join("\n") : reply.ok && await reply.text();
-    if (text) await navigator.clipboard.writeText(text);
-    const words = button.textContent;
-    button.textContent = text ? "Copied" : "It could not be read";
-    setTimeout(() => { button.textContent = words; }, 1500);
-  });
-
-  document.addEventListener("click", async (event) => {
-    const element = event.target.closest("[data-copy]");
-    if (!element || !navigator.clipboard) return;
-    await navigator.clipboard.writeText(element.dataset.copy);
-    element.classList.add("copied");
-    setTimeout(() => element.classList.remove("copied"), 1500);
-  });
-
   // --- Menus: closed by Escape, and by whatever is done elsewhere ---
 
   document.addEventListener("click", (event) => { for (const menu of $$("details.menu[open], details.note[open]")) if (!menu.contains(event.target)) menu.open = false; });
@@ -351,7 +334,8 @@
   const dialog = $("#keys"), off = $("[data-keys-off]");
   const press = (name) => {
     if (list) {
-      if (!chosen().length && standing()) pick($("input[name=ids]", standing()), true);
+      const box = standing() && $("input[name=ids]", standing());  // whoever may only read has none
+      if (!chosen().length && box) pick(box, true);
       if (!chosen().length) return;
     }
     const button = $(list ? `#bar button[value=${name}]` : `#act-${name}`);
@@ -359,7 +343,7 @@
   };
   const step = (by) => {
     const all = rows(), at = all.indexOf(standing());
-    if (all.length) stand(all[Math.min(all.length - 1, Math.max(0, at < 0 ? (by > 0 ? 0 : all.length - 1) : at + by))]);
+    if (all.length) stand(all[Math.min(all.length - 1, Math.max(0, at < 0 ? (by > 0 ? resume : all.length - 1) : at + by))]);
   };
   const follow = (css) => { const link = standing() && $(css, standing()); if (link) link.click(); };
   const toggleHere = (range) => { const box = standing() && $("input[name=ids]", standing()); if (box) pick(box, !box.checked, range); };
@@ -375,7 +359,7 @@
     a: () => press("acknowledge"), e: () => press("escalate"), r: () => press("resolve"),
     "/": () => $("#q") && $("#q").focus(), f: () => list && filters(),
     p: () => list && pause(), t: () => list && turnTimes(), ".": () => poll(),
-    u: () => { if (incident) location.href = $("#site-name a").href; },
+    u: () => { if (incident) { place(location.pathname.split("/").at(-2)); location.href = $("#site-name a").href + (stored("asked", TAB) || ""); } },
     "?": () => dialog.showModal(),
     Escape: () => { for (const box of chosen()) box.checked = false; stand(null); tellSelection(); if (document.activeElement) document.activeElement.blur(); },
   };
@@ -393,6 +377,8 @@
 
   // --- Beginning ---
 
+  const toast = $(".messagelist[role=status]");
+  if (toast) setTimeout(() => speak(toast.innerText), 300);  // what is there from the beginning is not spoken
   if (!live) return;
   const help = $("[data-keys]");
   unhide(help);
@@ -415,13 +401,19 @@
       if (event.target.matches("[data-all], [name=all]")) tellSelection();
     });
     suggest($("#by-service"));
+    store("asked", location.search, TAB);
+    document.addEventListener("submit", () => here && place(here));
+    goOn();
     addEventListener("pageshow", tellSelection);
     tellSelection();
     sayState();
   } else {
-    offerCopies();
     if (location.hash.startsWith("#act-") && document.getElementById(location.hash.slice(1))) document.getElementById(location.hash.slice(1)).focus();
   }
+  document.addEventListener("pointerover", (event) => {
+    const cut = event.target.closest("h1, .c-title, .c-service, .c-status");
+    if (cut) cut.title = cut.scrollWidth > cut.clientWidth || cut.scrollHeight > cut.clientHeight + 4 ? cut.textContent : "";
+  });
   document.addEventListener("visibilitychange", () => { if (document.hidden) clearTimeout(timer); else if (!paused) poll(); });
   setInterval(tellTimes, 30000);
   tellTimes();
