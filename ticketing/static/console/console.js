@@ -102,7 +102,7 @@
   let lastGood = clock();
   const say = (text, late) => {
     if (!state) return;
-    if (late || incident) speak(text);
+    if (text && (late || incident)) speak(text);
     const span = $("span", state);
     if (incident) state.hidden = !text;
     state.classList.toggle("late", !!late);
