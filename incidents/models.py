@@ -309,6 +309,8 @@ class Ticket(models.Model):
     lookups = models.PositiveSmallIntegerField(default=0)  # made since the doubt arose
     last_lookup_at = models.DateTimeField(null=True)
     doubtful_since = models.DateTimeField(null=True)
+    # What the platform took in the last attempt without telling an outcome: {"at": when, "requests": [[what, id], …]}.
+    taken = models.JSONField(null=True)
     may_be_doubled = models.BooleanField(default=False)
     parked_at = models.DateTimeField(null=True)  # given up until somebody acts
     failing_since = models.DateTimeField(null=True)

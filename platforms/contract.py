@@ -25,6 +25,9 @@ Deed = Literal["acknowledge", "unacknowledge", "begin", "resolve", "reopen"]
 # What a record at the platform amounts to. `gone`: it was deleted, or is hidden from us.
 Category = Literal["open", "acknowledged", "resolved", "gone"]
 
+# A request that a platform took and carries out later: what was asked, and the id by which its outcome is told.
+Taken = tuple[str, str]
+
 
 class PlatformError(Exception):
     """A platform did not do what was asked. The message is for people and holds no secret.
@@ -35,6 +38,7 @@ class PlatformError(Exception):
     pause         the whole platform asks for a rest (429), not this ticket alone
     recreate      the record we knew can no longer be changed: its next generation must be a new one
     status        the HTTP status, where one was received
+    taken         what it was asked and took, in order: the next attempt asks what came of it before it sends it again
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class PlatformError(Exception):
         status: int | None = None,
     ) -> None:
         super().__init__(message)
+        self.taken: tuple[Taken, ...] = ()
         self.message = message
         self.permanent = permanent
         self.in_doubt = in_doubt
@@ -124,6 +129,7 @@ class Notice:
     actor: str = ""  # who made the latest move
     notes: tuple[Note, ...] = ()  # said since the ticket last changed
     previous_link: str = ""  # the record of the generation before
+    taken: tuple[Taken, ...] = ()  # by the platform in the attempt before, which never learned what came of it
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ https://docs.opsgenie.com/docs/alert-api
 The successor takes the same calls at https://api.atlassian.com/jsm/ops/integration
 """
 
+import hashlib
 import html
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,6 +27,7 @@ from platforms.contract import (
     Seen,
     Settings,
     Step,
+    Taken,
     begun,
 )
 from platforms.http import Caller
@@ -86,39 +90,39 @@ class OpsGenie:
     def create(self, call: Caller, settings: Settings, notice: Notice) -> Remote:
         """Open the alert, then acknowledge it if that is where the incident stands. A resolved incident opens nothing,
         so that nobody is paged for it: the close ends what an attempt of unknown outcome may have opened."""
-        alerts = _Alerts(call, settings)
-        if notice.status == "resolved":
-            alerts.finish(alerts.act(notice, "close"))
-            return _remote(settings, notice.key)
-        remote = alerts.open(notice)
-        if notice.status == "acknowledged":
-            with begun():
-                alerts.finish(alerts.act(notice, "acknowledge"))
-        return remote
+        with _Alerts(call, settings, notice.taken).remembered() as alerts:
+            if notice.status == "resolved":
+                alerts.finish(alerts.act(notice, "close"))
+                return _remote(settings, notice.key)
+            remote = alerts.open(notice)
+            if notice.status == "acknowledged":
+                with begun():
+                    alerts.finish(alerts.act(notice, "acknowledge"))
+            return remote
 
     def update(
         self, call: Caller, settings: Settings, notice: Notice, remote: Remote, steps: tuple[Step, ...]
     ) -> Remote:
         """Bring the alert to the notice's status; what was overtaken is not sent. An alert that was closed at OpsGenie
         stays closed, except for a reopen or an escalation: those open a new one under the same alias."""
-        alerts = _Alerts(call, settings)
         said = text.comment(notice, steps, _NOTE_LIMIT)
-        if notice.status == "resolved" and "resolve" in steps:
-            alerts.finish(alerts.act(notice, "close", said))
+        with _Alerts(call, settings, notice.taken).remembered() as alerts:
+            if notice.status == "resolved" and "resolve" in steps:
+                alerts.finish(alerts.act(notice, "close", said))
+                return remote
+            acknowledges = notice.status == "acknowledged" and "acknowledge" in steps
+            rises = notice.status != "resolved" and ("reopen" in steps or "escalate" in steps)
+            if rises:
+                remote = alerts.open(notice) if "reopen" in steps else remote
+                remote = alerts.prioritise(notice, remote)
+            if acknowledges:
+                alerts.finish(alerts.act(notice, "acknowledge", said))
+            elif rises:
+                # Whoever acknowledged it did so before: it calls for somebody again.
+                alerts.finish(alerts.act(notice, "unacknowledge"), alerts.act(notice, "notes", said))
+            elif said:
+                alerts.finish(alerts.act(notice, "notes", said))
             return remote
-        acknowledges = notice.status == "acknowledged" and "acknowledge" in steps
-        rises = notice.status != "resolved" and ("reopen" in steps or "escalate" in steps)
-        if rises:
-            remote = alerts.open(notice) if "reopen" in steps else remote
-            remote = alerts.prioritise(notice, remote)
-        if acknowledges:
-            alerts.finish(alerts.act(notice, "acknowledge", said))
-        elif rises:
-            # Whoever acknowledged it did so before: it calls for somebody again.
-            alerts.finish(alerts.act(notice, "unacknowledge"), alerts.act(notice, "notes", said))
-        elif said:
-            alerts.finish(alerts.act(notice, "notes", said))
-        return remote
 
     def find(self, call: Caller, settings: Settings, key: str) -> Remote | None:
         """Not needed: the alias makes every request safe to repeat."""
@@ -168,17 +172,31 @@ class OpsGenie:
 
 
 class _Alerts:
-    """The alert API at one address with one key. Every write is accepted first and carried out later."""
+    """The alert API at one address with one key. Every write is accepted first and carried out later.
 
-    def __init__(self, call: Caller, settings: Settings) -> None:
+    `earlier`: what was accepted in the attempt before. As long as the same is asked in the same order, it is not sent
+    again: where OpsGenie is slow, each attempt would send it anew and none would live to see it carried out.
+    """
+
+    def __init__(self, call: Caller, settings: Settings, earlier: tuple[Taken, ...] = ()) -> None:
         self._call = call
         self._settings = settings
+        self._earlier = list(earlier)
+        self._taken: list[Taken] = []
         self._root = (settings.get("apiUrl") or _API).rstrip("/") + "/v2/alerts"
         self._headers = {"Authorization": f"GenieKey {settings['apiKey']}"}
 
+    @contextmanager
+    def remembered(self) -> Iterator["_Alerts"]:
+        try:
+            yield self
+        except PlatformError as error:
+            error.taken = tuple(self._taken)
+            raise
+
     def open(self, notice: Notice) -> Remote:
         """While an alert of this alias is open it is counted again; otherwise a new one opens."""
-        outcome = self._outcome(self.request("POST", "", _alert(notice)))
+        outcome = self._outcome(self._ask("POST", "", _alert(notice), same=notice.key))
         if not outcome.done:
             raise PlatformError(f"OpsGenie did not create the alert: {outcome.status}")
         return _remote(self._settings, notice.key, outcome.alert_id)
@@ -186,7 +204,7 @@ class _Alerts:
     def prioritise(self, notice: Notice, remote: Remote) -> Remote:
         """Counting an open alert again changes none of its fields. One that was closed is opened anew: it must page."""
         body = {"priority": _priority(notice)}
-        outcome = self._outcome(self.request("PUT", f"/{quote(notice.key, safe='')}/priority", body, by_alias=True))
+        outcome = self._outcome(self._ask("PUT", f"/{quote(notice.key, safe='')}/priority", body, by_alias=True))
         if outcome.done:
             return remote
         if outcome.says(_GONE):
@@ -201,7 +219,7 @@ class _Alerts:
         if said:
             body["note"] = _unmarked(said)
         path = f"/{quote(notice.key, safe='')}/{action}"
-        return self.request("POST", path, {name: value for name, value in body.items() if value}, by_alias=True)
+        return self._ask("POST", path, {name: value for name, value in body.items() if value}, by_alias=True)
 
     def finish(self, *requests: str) -> None:
         """Wait until all is carried out. What finds the alert closed, or in that state, is as good as done."""
@@ -209,6 +227,18 @@ class _Alerts:
             outcome = self._outcome(request)
             if not (outcome.done or outcome.says(_GONE) or outcome.says(_DONE_ALREADY)):
                 raise PlatformError(f"OpsGenie did not carry out the request: {outcome.status}")
+
+    def _ask(self, method: str, path: str, body: dict[str, Any], *, same: str = "", by_alias: bool = False) -> str:
+        """Returns the id of the request. `same` tells it from others where its body may change meanwhile."""
+        asked = json.dumps([self._root, method, path, same or body])
+        what = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+        if self._earlier and self._earlier[0][0] == what:
+            request = self._earlier.pop(0)[1]
+        else:
+            self._earlier.clear()
+            request = self.request(method, path, body, by_alias=by_alias)
+        self._taken.append((what, request))
+        return request
 
     def request(self, method: str, path: str, body: dict[str, Any], *, by_alias: bool = False) -> str:
         params = {"identifierType": "alias"} if by_alias else None

@@ -107,6 +107,37 @@ class TestTheClaim:
         assert standins.pagerduty.pages == len(standins.pagerduty.seen) == 24
         assert set(Ticket.objects.values_list("claim", flat=True)) == {1}
 
+    def test_what_a_slow_platform_took_is_asked_about_next_time_and_not_sent_again(self, only, send, short_leases):
+        opsgenie = only("opsgenie").opsgenie
+        opsgenie.lag = 1.5
+        send()
+
+        def attempt():
+            due()
+            attempt_next("opsgenie")
+            return not Ticket.objects.behind().exists()
+
+        until(attempt, seconds=60)
+        [[alert]] = opsgenie.alerts.values()
+        assert alert.count == 1
+        assert Ticket.objects.get().taken is None
+
+    def test_what_a_platform_took_and_forgot_is_sent_again(self, only, send, short_leases):
+        opsgenie = only("opsgenie").opsgenie
+        opsgenie.lag = 600
+        send()
+        assert attempt_next("opsgenie")
+        taken = Ticket.objects.get().taken
+        opsgenie.lag = 0
+        due()
+        assert attempt_next("opsgenie")
+        assert Ticket.objects.behind().get().taken == taken, "waited for since the same moment"
+        long_ago = (timezone.now() - attempts.TAKEN_FOR - timedelta(seconds=1)).isoformat()
+        Ticket.objects.update(taken=taken | {"at": long_ago})
+        due()
+        assert attempt_next("opsgenie")
+        assert not Ticket.objects.behind().exists()
+
     def test_what_a_lost_claim_learned_is_not_noted(self, only, send):
         standins = only("slack")
         send()

@@ -52,6 +52,41 @@ class TestOpsGenie(PlatformContract):
         self.create()
         assert self.standin.pages == 1
 
+    def patiently(self, ask):
+        """Makes attempts of half a second, each told what OpsGenie took in the one before."""
+        taken = ()
+        for _ in range(20):
+            try:
+                return ask(self.call(0.5), taken)
+            except PlatformError as error:
+                taken = error.taken
+        raise AssertionError("not in 20 attempts")
+
+    def test_what_it_took_is_waited_for_over_attempts_and_not_sent_again(self):
+        self.standin.lag = 1.5
+        notice = replace(NOTICE, status="acknowledged")
+        remote = self.patiently(
+            lambda call, taken: self.platform.create(call, self.settings, replace(notice, taken=taken))
+        )
+        [alert] = self.alerts()
+        assert (remote.data["alertId"], alert.count, self.status()) == (alert.id, 1, "acknowledged")
+
+        notice = replace(NOTICE, status="escalated", escalated=True)
+        self.patiently(
+            lambda call, taken: self.platform.update(
+                call, self.settings, replace(notice, taken=taken), remote, ("escalate",)
+            )
+        )
+        assert (self.raised(), self.status(), len(alert.notes)) == (True, "open", 1)
+
+    def test_what_it_took_is_not_taken_for_something_else_that_is_asked(self):
+        self.standin.lag = 60
+        taken = self.failure(seconds=0.3).taken
+        assert len(taken) == 1
+        self.standin.lag = 0
+        self.create(replace(NOTICE, status="resolved", taken=taken))
+        assert self.status() == "resolved"
+
     def test_an_escalation_calls_for_somebody_again(self):
         remote = self.create(replace(NOTICE, status="acknowledged"))
         self.update(remote, "escalate", status="escalated", escalated=True)

@@ -20,13 +20,14 @@ from incidents import counters
 from incidents.delivery import core, notices
 from incidents.models import PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
-from platforms.contract import Notice, Platform, PlatformError, Remote
+from platforms.contract import Notice, Platform, PlatformError, Remote, Taken
 from platforms.http import Caller, Reply, clock
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = 8
 BREAKER_OPENS_AT = 5  # failures in a row
+TAKEN_FOR = timedelta(minutes=2)  # what a platform took is waited for so long before it is sent again
 LONGEST_BREAK_PAGING = 5.0  # seconds
 LONGEST_BREAK = 30.0
 
@@ -116,6 +117,7 @@ class _Attempt:
     def run(self, *, predecessor_died: bool) -> None:
         shown = notices.shown(self.ticket)
         wanted, notice = notices.wanted(self.ticket, shown if self.ticket.created_remotely_at else None)
+        notice = replace(notice, taken=_taken(self.ticket, self.now()))
         row = core.claimed(_row(self.ticket, wanted, shown), predecessor_died=predecessor_died, now=self.now())
         answered = None
         while True:
@@ -168,6 +170,7 @@ class _Attempt:
             may_be_doubled=row.may_be_doubled,
             failing_since=row.failing_since,
             last_error=row.last_error,
+            taken=self.taken(answered),
             lease_until=None,
             due_at=_unless_changed(version, _due(row)),
             parked_at=_unless_changed(version, Now(), otherwise=None) if row.parked else None,
@@ -188,6 +191,15 @@ class _Attempt:
             _note_failure(self.config, self.failures, answered, row.pause_platform)
         elif self.failures and self.caller.accepted:
             PlatformPause.objects.filter(platform=self.platform.name, failures__gt=0).update(failures=0)
+
+    def taken(self, answered: core.Answer) -> dict | None:
+        """What to ask about next time. The wait for its last request counts from when that was taken."""
+        requests = [list(one) for one in answered.taken] if isinstance(answered, PlatformError) else []
+        if not requests:
+            return None
+        before = self.ticket.taken or {"at": "", "requests": [[]]}
+        waits_still = before["requests"][-1] == requests[-1]
+        return {"at": before["at"] if waits_still else self.now().isoformat(), "requests": requests}
 
     def count(self, row: core.Row, *, noted: bool) -> None:
         name = self.platform.name
@@ -231,6 +243,12 @@ def credentials(ticket: Ticket, config: PlatformConfig) -> tuple[int | None, dic
         if (made_with.settings.get(name) or defaults[name]) != (config.settings.get(name) or defaults[name]):
             return made_with.pk, made_with.settings
     return config.version_id, config.settings
+
+
+def _taken(ticket: Ticket, now: datetime) -> tuple[Taken, ...]:
+    if ticket.taken is None or now - datetime.fromisoformat(ticket.taken["at"]) > TAKEN_FOR:
+        return ()
+    return tuple((what, request) for what, request in ticket.taken["requests"])
 
 
 def _row(ticket: Ticket, wanted: core.Level, shown: core.Level | None) -> core.Row:
