@@ -196,22 +196,24 @@ class _Alerts:
 
     def open(self, notice: Notice) -> Remote:
         """While an alert of this alias is open it is counted again; otherwise a new one opens."""
-        outcome = self._outcome(self._ask("POST", "", _alert(notice), same=notice.key))
+        request = self._ask("POST", "", _alert(notice), same=notice.key)
+        outcome = self._outcome(request)
         if not outcome.done:
-            raise PlatformError(f"OpsGenie did not create the alert: {outcome.status}")
+            raise self._failed(request, f"OpsGenie did not create the alert: {outcome.status}")
         return _remote(self._settings, notice.key, outcome.alert_id)
 
     def prioritise(self, notice: Notice, remote: Remote) -> Remote:
         """Counting an open alert again changes none of its fields. One that was closed is opened anew: it must page."""
         body = {"priority": _priority(notice)}
-        outcome = self._outcome(self._ask("PUT", f"/{quote(notice.key, safe='')}/priority", body, by_alias=True))
+        request = self._ask("PUT", f"/{quote(notice.key, safe='')}/priority", body, by_alias=True)
+        outcome = self._outcome(request)
         if outcome.done:
             return remote
         if outcome.says(_GONE):
             return self.open(notice)
         if outcome.says(_DONE_ALREADY):
             return remote
-        raise PlatformError(f"OpsGenie did not set the priority: {outcome.status}")
+        raise self._failed(request, f"OpsGenie did not set the priority: {outcome.status}")
 
     def act(self, notice: Notice, action: str, said: str = "") -> str:
         """Ask for one action; `finish` sees it through. Returns the id of the request."""
@@ -226,7 +228,12 @@ class _Alerts:
         for request in requests:
             outcome = self._outcome(request)
             if not (outcome.done or outcome.says(_GONE) or outcome.says(_DONE_ALREADY)):
-                raise PlatformError(f"OpsGenie did not carry out the request: {outcome.status}")
+                raise self._failed(request, f"OpsGenie did not carry out the request: {outcome.status}")
+
+    def _failed(self, request: str, message: str) -> PlatformError:
+        """What came to nothing is not waited for: the next attempt sends it anew."""
+        self._taken = [one for one in self._taken if one[1] != request]
+        return PlatformError(message)
 
     def _ask(self, method: str, path: str, body: dict[str, Any], *, same: str = "", by_alias: bool = False) -> str:
         """Returns the id of the request. `same` tells it from others where its body may change meanwhile."""

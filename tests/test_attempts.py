@@ -107,9 +107,10 @@ class TestTheClaim:
         assert standins.pagerduty.pages == len(standins.pagerduty.seen) == 24
         assert set(Ticket.objects.values_list("claim", flat=True)) == {1}
 
-    def test_what_a_slow_platform_took_is_asked_about_next_time_and_not_sent_again(self, only, send, short_leases):
+    def test_what_a_slow_platform_took_is_asked_about_next_time_and_not_sent_again(self, only, send, monkeypatch):
+        monkeypatch.setattr("platforms.opsgenie._PAUSES", (0.05,))
         opsgenie = only("opsgenie").opsgenie
-        opsgenie.lag = 1.5
+        opsgenie.lag = 1
         send()
 
         def attempt():
@@ -122,7 +123,8 @@ class TestTheClaim:
         assert alert.count == 1
         assert Ticket.objects.get().taken is None
 
-    def test_what_a_platform_took_and_forgot_is_sent_again(self, only, send, short_leases):
+    def test_what_a_platform_took_and_forgot_is_sent_again(self, only, send, monkeypatch):
+        monkeypatch.setattr("platforms.opsgenie._PAUSES", (0.05,))
         opsgenie = only("opsgenie").opsgenie
         opsgenie.lag = 600
         send()

@@ -219,6 +219,12 @@ class OpsGenie(Standin):
 
     # -- reading
 
+    def come_to_nothing(self) -> None:
+        """All that waits is told as failed, from now on."""
+        for request, (_, outcome) in self._outcomes.items():
+            failed = {"success": False, "isSuccess": False, "status": "Could not be processed"}
+            self._outcomes[request] = (0.0, outcome | failed)
+
     def outcome(self, request: Request, jsm: str | None, request_id: str) -> Answer:
         seen_from, outcome = self._outcomes.get(request_id, (0.0, None))
         if outcome is None or time.monotonic() < seen_from:
