@@ -47,15 +47,13 @@
     const reply = copyFrom && await fetch(copyFrom, { headers: { Accept: "*/*" } });
     const text = copy || (copyOf ? $$("li", document.getElementById(copyOf)).map((line) => line.textContent).join("\n") : reply.ok && await reply.text());
     if (text) await navigator.clipboard.writeText(text);
-    $("#spoken").textContent = text ? "Copied" : "It could not be read";
-    if (copy) {
-      button.classList.add("copied");
-      setTimeout(() => button.classList.remove("copied"), 1500);
-      return;
-    }
-    const words = button.textContent;
-    button.textContent = text ? "Copied" : "It could not be read";
-    setTimeout(() => { button.textContent = words; }, 1500);
+    const spoken = $("#spoken"), words = button.textContent, outcome = text ? "Copied" : "It could not be read";
+    spoken.textContent = outcome;
+    if (copy) button.classList.add("copied"); else button.textContent = outcome;
+    setTimeout(() => {
+      if (copy) button.classList.remove("copied"); else button.textContent = words;
+      if (spoken.textContent === outcome) spoken.textContent = "";  // so that the next time is spoken too
+    }, 1500);
   });
 
   offerCopies();
