@@ -136,10 +136,7 @@ class OpsGenie:
         """Acknowledge an alert that cannot exist. Reading would prove too little: an account's key may read, and then
         cannot create (code 40301)."""
         alerts = _Alerts(call, settings)
-        try:
-            request = alerts.request("POST", f"/{uuid4()}/acknowledge", {"source": text.PRODUCT}, by_alias=True)
-        except PlatformError as error:
-            raise _explained(error) from error
+        request = alerts.request("POST", f"/{uuid4()}/acknowledge", {"source": text.PRODUCT}, by_alias=True)
         try:
             alerts.look(request)
         except PlatformError as error:
@@ -249,7 +246,10 @@ class _Alerts:
 
     def request(self, method: str, path: str, body: dict[str, Any], *, by_alias: bool = False) -> str:
         params = {"identifierType": "alias"} if by_alias else None
-        reply = self._call.request(method, self._root + path, headers=self._headers, json=body, params=params)
+        try:
+            reply = self._call.request(method, self._root + path, headers=self._headers, json=body, params=params)
+        except PlatformError as error:
+            raise _explained(error) from error
         answer = reply.json()
         request = answer.get("requestId") if isinstance(answer, dict) else None
         if not isinstance(request, str) or not request:

@@ -145,6 +145,10 @@ class TestOpsGenie(PlatformContract):
         with pytest.raises(PlatformError, match="use the key of an API integration"):
             self.platform.test(self.call(), self.settings)
 
+    def test_a_ticket_that_fails_says_what_to_do_as_the_test_does(self):
+        self.settings["apiKey"] = "wrong"
+        assert self.failure().message.startswith("Invalid API key, or one of another region")
+
     def test_a_key_without_read_access_is_told_apart(self):
         self.standin.fault("status", code=403, path="/requests/")
         with pytest.raises(PlatformError, match="read access"):
