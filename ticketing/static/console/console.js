@@ -249,9 +249,9 @@
     const reply = await fetch(ask, { headers: counts ? {} : { "X-Fragment": "session" }, cache: "no-store", redirect: "manual" });
     if (reply.type === "opaqueredirect") { tellSession("Your session has ended.", true); return; }
     const { left, longest, token } = await reply.json();
-    if (mine !== asked) return; // a late answer says what was
+    if (mine !== asked) return;  // a late answer says what was
     // Whoever signs in gets a new token, and the forms of a page from before would be refused.
-    for (const mine of $$("[name=csrfmiddlewaretoken]")) mine.value = token;
+    for (const field of $$("[name=csrfmiddlewaretoken]")) field.value = token;
     if (left > warning) { askAt = Date.now() + (left - warning) * 1000; session.replaceChildren(); told = ""; return; }
     tellSession(`Your session ends in ${Math.ceil(left / 60)} min.`, longest <= warning);
   };
