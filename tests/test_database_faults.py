@@ -148,8 +148,8 @@ def rigs(open_folder):
     """Starts the product on a database; ends with whatever else is handed to `after`."""
     with contextlib.ExitStack() as after:
 
-        def start(database_url: str) -> Rig:
-            rig = Rig(open_folder / "rig", database_url)
+        def start(database_url: str, **how) -> Rig:
+            rig = Rig(open_folder / "rig", database_url, **how)
             after.callback(rig.end)
             rig.begin()
             return rig
@@ -305,9 +305,9 @@ def test_a_full_log_volume_stops_the_server_and_what_was_delivered_meanwhile_is_
     cluster = Cluster(open_folder / "postgres", wal=wal.path / "wal")
     rigs.after.callback(cluster.end)
     cluster.create()
-    rig = rigs(cluster.url)
+    rig = rigs(cluster.url, app="ticketing")  # with the production's deadlines
     producers = Producers(rig)
-    slow = {"kind": "late", "seconds": 3, "method": "POST", "path": "/issue$"}
+    slow = {"kind": "late", "seconds": 12, "method": "POST", "path": "/issue$"}  # the server stops before that
     with producers.flowing():
         rig.standin("jira", "POST", "/_faults", slow)
         opened = rig.post("delivered-not-noted", service="delivered-not-noted")
