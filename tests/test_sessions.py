@@ -103,7 +103,7 @@ def test_an_open_page_is_told_how_long_the_login_lasts_and_asking_alone_prolongs
         return answer["left"], answer["longest"]
 
     page = anna.get(LIST).content.decode()
-    assert 'id="session" role="status"' in page
+    assert 'id="session" data-ask=' in page
     assert 'data-left="3600" data-warning="300"' in page
     pass_(57 * MINUTE)
     assert told(X_Fragment="session") == (180, 12 * 3600 - 57 * 60)
