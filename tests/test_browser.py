@@ -498,6 +498,18 @@ def test_a_refresh_that_fails_says_since_when_it_is_old_and_goes_on_by_itself(co
     assert page.locator(f"text={incident.title}").count() > 0
 
 
+def sign_in_again(window, link: str, back_at: str) -> None:
+    """Anna signs in in the tab that the link opens, and closes it where it has led her."""
+    with window.context.expect_page() as other:
+        window.page.click(link)
+    tab = other.value
+    tab.fill("#id_username", "anna")
+    tab.fill("#id_password", PASSWORD)
+    tab.press("#id_password", "Enter")
+    tab.wait_for_url(back_at)
+    tab.close()
+
+
 def test_whoever_signs_in_again_goes_on_with_the_page_that_stood_open(console):
     [incident] = opened("payment-api")
     window = console()
@@ -505,14 +517,7 @@ def test_whoever_signs_in_again_goes_on_with_the_page_that_stood_open(console):
     page.check("#rows tbody input")
     window.context.clear_cookies()
     page.keyboard.press(".")
-    with window.context.expect_page() as other:
-        page.click("text=Signed out: sign in again")
-    again = other.value
-    again.fill("#id_username", "anna")
-    again.fill("#id_password", PASSWORD)
-    again.press("#id_password", "Enter")
-    again.wait_for_url(f"**{LIST}")
-    again.close()
+    sign_in_again(window, "text=Signed out: sign in again", f"**{LIST}")
     page.keyboard.press(".")
     page.wait_for_selector("#state >> text=Live")
     assert page.is_checked("#rows tbody input")
@@ -565,14 +570,7 @@ def test_an_open_page_tells_that_its_login_ends_soon_and_goes_on_where_it_was(co
     left(3 * MINUTE, "began")
     page.clock.fast_forward(56 * MINUTE * 1000)
     page.wait_for_selector(f"{notice} >> text=Your session ends in 3 min.")
-    with window.context.expect_page() as other:
-        page.click("text=Sign in again")
-    again = other.value
-    again.fill("#id_username", "anna")
-    again.fill("#id_password", PASSWORD)
-    again.press("#id_password", "Enter")
-    again.wait_for_url(f"**{LIST}{incident.id}/")
-    again.close()
+    sign_in_again(window, "text=Sign in again", f"**{LIST}{incident.id}/")
     page.clock.fast_forward(20_000)
     page.wait_for_selector(f"{notice} a", state="detached")
     assert page.input_value(note) == "Half writ"
@@ -605,13 +603,7 @@ def test_a_form_outlives_its_login(console, an_hour):
     window.context.clear_cookies()
     page.clock.fast_forward(60 * MINUTE * 1000)
     page.wait_for_selector("#session >> text=Your session has ended.")
-    with window.context.expect_page() as other:
-        page.click("#session >> text=Sign in again")
-    again = other.value
-    again.fill("#id_username", "anna")
-    again.fill("#id_password", PASSWORD)
-    again.press("#id_password", "Enter")
-    again.wait_for_url("**/admin/config/")
+    sign_in_again(window, "#session >> text=Sign in again", "**/admin/config/")
     page.clock.fast_forward(20_000)
     page.wait_for_selector("#session a", state="detached")
     page.press("[name=lookbackWindow]", "Enter")

@@ -336,10 +336,7 @@ def _sorts(question: listing.Question) -> dict[str, dict]:
 
 
 def _filters(question: listing.Question) -> dict:
-    severities = [
-        {"name": s.value, "query": question.toggled(s), "on": s in question.severities}
-        for s in Severity
-    ]
+    severities = [{"name": s.value, "query": question.toggled(s), "on": s in question.severities} for s in Severity]
     periods = [
         {"name": name, "on": on, "query": question.query(period="" if on else name)}
         for name in PERIOD_WORDS
