@@ -279,10 +279,20 @@ def _escalate_to(incidents: Sequence[Incident], targets: list[str], config: Curr
 # --- Root cause -------------------------------------------------------------------------------------------------------
 
 
-def cause_arrived(incident_id: str, claim: int, *, text: str, model: str) -> bool:
-    """The model's answer replaces the rules', and the tickets are brought up to date. False where it came too late."""
+def cause_arrived(incident_id: str, claim: int, *, text: str, model: str, seconds: float) -> bool:
+    """The model's answer replaces the rules', and the tickets are brought up to date. False where it came too late.
+
+    `seconds`: that the model took to answer.
+    """
     return _cause_settled(
-        incident_id, claim, root_cause=text, cause_model=model[:100], cause_error="", fallback=False, model_due_at=None
+        incident_id,
+        claim,
+        root_cause=text,
+        cause_model=model[:100],
+        cause_seconds=seconds,
+        cause_error="",
+        fallback=False,
+        model_due_at=None,
     )
 
 

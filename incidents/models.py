@@ -104,6 +104,7 @@ class Incident(models.Model):
     cause_category = models.CharField(max_length=30, blank=True)
     cause_at = models.DateTimeField()
     cause_model = models.CharField(max_length=100, blank=True)
+    cause_seconds = models.FloatField(null=True)  # that the model took to answer
     cause_error = models.CharField(max_length=500, blank=True)  # why the model's answer is not there
     model_due_at = models.DateTimeField(null=True)  # when the model is to be asked; null: nothing to ask
     model_lease_until = models.DateTimeField(null=True)

@@ -92,7 +92,7 @@ class Delivery:
         elif name == "cause":
             asked = {"model_claim": 1, "model_lease_until": lease(60)}
             Incident.objects.filter(pk=self.incident_id).update(**asked)
-            assert lifecycle.cause_arrived(self.incident_id, 1, text=CAUSE, model="model")
+            assert lifecycle.cause_arrived(self.incident_id, 1, text=CAUSE, model="model", seconds=2.1)
         else:
             [moved] = lifecycle.move(name, [self.incident_id], actor="user:anna")
             assert isinstance(moved, lifecycle.Moved), moved

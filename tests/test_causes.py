@@ -98,6 +98,7 @@ class TestAGoodAnswer:
             "gpt-4o-mini",
             None,
         )
+        assert 0 < incident["rootCauseSeconds"] < model.DEADLINE_SECONDS
 
     def test_shows_on_tickets_that_were_there_already(self, outside, send, work):
         outside.llm.fault("status", code=500)  # the first time

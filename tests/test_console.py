@@ -6,7 +6,7 @@ import io
 import json
 import random
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -642,6 +642,15 @@ def test_the_services_other_incidents_tell_their_causes(viewer):
     assert before.id in others
     assert "The pool is exhausted.</span>" in others
     assert "More of it" not in others
+
+
+def test_a_cause_tells_which_model_answered_in_how_many_seconds_and_when(viewer):
+    [incident] = opened(anomaly())
+    moment = datetime(2026, 3, 1, 3, 0, 15, tzinfo=UTC)
+    for seconds, told in ((2.14, "AI · gpt-4o · 2.1 s · 03:00:15 UTC"), (None, "AI · gpt-4o · 03:00:15 UTC")):
+        changes = {"fallback": False, "cause_model": "gpt-4o", "cause_seconds": seconds, "cause_at": moment}
+        Incident.objects.update(**changes)
+        assert told in viewer.get(f"{LIST}{incident.id}/").content.decode()
 
 
 def test_a_long_cause_is_folded_and_whole(viewer):

@@ -723,7 +723,8 @@ class TestFieldsBesideTheDocumented:
     }  # fmt: skip
     DETAIL = {
         "description", "environment", "tenantId", "escalatedBy", "escalatedTo", "reopenedAt", "reopenedBy",
-        "rootCauseModel", "rootCauseError", "evidence", "tickets", "anomalies", "otherOpenIncidents",
+        "rootCauseModel", "rootCauseSeconds", "rootCauseError", "evidence", "tickets", "anomalies",
+        "otherOpenIncidents",
     }  # fmt: skip
 
     def test_the_list_has_the_promised_ones(self, api, incident_id):

@@ -270,9 +270,10 @@ class TestRootCause:
         assert self.waiting() == set()
 
     def test_the_answer_replaces_the_rules_and_the_tickets_want_it(self, asked):
-        assert lifecycle.cause_arrived(asked.pk, 1, text="The pool is full.", model="gpt")
+        assert lifecycle.cause_arrived(asked.pk, 1, text="The pool is full.", model="gpt", seconds=2.1)
         incident = Incident.objects.get()
         assert (incident.root_cause, incident.fallback, incident.cause_model) == ("The pool is full.", False, "gpt")
+        assert incident.cause_seconds == 2.1
         assert incident.cause_at > asked.cause_at
         assert (incident.model_due_at, incident.model_lease_until) == (None, None)
         assert self.waiting() == set()
@@ -295,19 +296,19 @@ class TestRootCause:
     @pytest.mark.parametrize("claim", [0, 2])
     def test_who_does_not_hold_the_claim_has_no_say(self, asked, claim):
         known = state(asked)
-        assert not lifecycle.cause_arrived(asked.pk, claim, text="x", model="m")
+        assert not lifecycle.cause_arrived(asked.pk, claim, text="x", model="m", seconds=2.1)
         assert not lifecycle.cause_failed(asked.pk, claim, error="x", again_in=None)
         assert state(asked) == known
 
     def test_an_answer_counts_once(self, asked):
-        assert lifecycle.cause_arrived(asked.pk, 1, text="first", model="m")
-        assert not lifecycle.cause_arrived(asked.pk, 1, text="second", model="m")
+        assert lifecycle.cause_arrived(asked.pk, 1, text="first", model="m", seconds=2.1)
+        assert not lifecycle.cause_arrived(asked.pk, 1, text="second", model="m", seconds=2.1)
         assert Incident.objects.get().root_cause == "first"
 
     def test_an_answer_without_its_tickets_is_not_kept(self, asked):
         known = state(asked)
         with refusing("incidents_ticket", "UPDATE"), pytest.raises(DatabaseError, match=MESSAGE):
-            lifecycle.cause_arrived(asked.pk, 1, text="x", model="m")
+            lifecycle.cause_arrived(asked.pk, 1, text="x", model="m", seconds=2.1)
         assert state(asked) == known
 
 

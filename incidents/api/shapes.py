@@ -63,6 +63,7 @@ def detail_json(
         "reopenedAt": timestamp(incident.reopened_at),
         "reopenedBy": incident.reopened_by or None,
         "rootCauseModel": incident.cause_model or None,
+        "rootCauseSeconds": incident.cause_seconds,
         "rootCauseError": incident.cause_error or None,
         "evidence": incident.evidence,
         "tickets": [ticket_json(ticket, config, resting) for ticket in incident.tickets.all()],
@@ -174,6 +175,7 @@ class IncidentDetailSerializer(IncidentSerializer):
     reopenedAt = Moment(allow_null=True)
     reopenedBy = serializers.CharField(allow_null=True)
     rootCauseModel = serializers.CharField(allow_null=True)
+    rootCauseSeconds = serializers.FloatField(allow_null=True)
     rootCauseError = serializers.CharField(allow_null=True)
     evidence = serializers.DictField()
     tickets = TicketSerializer(many=True)

@@ -78,6 +78,7 @@ def ask_next(claimed: Callable[[], None] = lambda: None) -> bool:
         lifecycle.cause_failed(incident.pk, incident.model_claim, error=why_not, again_in=None)
         return True
     prompt = _prompt(incident)
+    asked_at = clock()
     try:
         answer = llm.explain(_caller(config, started), config.settings, SYSTEM, prompt, SCHEMA)
         text = _validated(answer, prompt)
@@ -86,7 +87,8 @@ def ask_next(claimed: Callable[[], None] = lambda: None) -> bool:
     except Nonsense as error:
         _failed(incident, f"The model's answer was no use: {error}", may_retry=False)
     else:
-        lifecycle.cause_arrived(incident.pk, incident.model_claim, text=text, model=config.model)
+        seconds = clock() - asked_at
+        lifecycle.cause_arrived(incident.pk, incident.model_claim, text=text, model=config.model, seconds=seconds)
         log.info("Root cause by %s.", config.model, extra={"incident": incident.pk})
     return True
 

@@ -175,7 +175,8 @@ class _Week:
                 *("Look first at:", *(f"- {line}" for line in fault.look_first)),
                 f"Confidence: {'high' if fault.chain else 'medium'}",
             ]
-            lifecycle.cause_arrived(incident_id, 1, text="\n".join(lines), model=self.standins.settings("llm")["model"])
+            model, seconds = self.standins.settings("llm")["model"], round(self.dice.uniform(0.8, 4.0), 1)
+            lifecycle.cause_arrived(incident_id, 1, text="\n".join(lines), model=model, seconds=seconds)
 
     def opened_at(self, incident_id: str) -> datetime:
         return Incident.objects.values_list("created_at", flat=True).get(pk=incident_id)
