@@ -23,8 +23,8 @@ from whitenoise.middleware import WhiteNoiseMiddleware
 from config import current, keys
 from config.changes import patch_llm, patch_platforms
 from incidents.causes import model
-from incidents.delivery.attempts import attempt_next
-from incidents.models import Incident, PlatformPause, Ticket
+from incidents.delivery import attempts
+from incidents.models import Incident, PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
 from tests.browser import chromium, console  # noqa: F401  (fixtures)
 from tests.rig import Rig
@@ -36,6 +36,7 @@ from ticketing.processes import ROOT
 
 MOST_ATTEMPTS = 200
 MINUTE = timedelta(minutes=1)
+NEVER = timedelta(days=1000)
 DAY, LONGEST_OF_A_TEST = 86_400, 30  # seconds
 
 # The same examples in each run, however long one takes.
@@ -166,25 +167,37 @@ def everywhere(connect, api) -> Standins:
 
 
 @pytest.fixture
-def work(db):
-    """A worker's hand: makes every attempt that is due. With `later`, as if all waiting were over."""
+def work(db, monkeypatch):
+    """A worker's hand: makes every attempt that is due. With `later`, as if all waiting were over.
+
+    No wait that begins meanwhile is over before it returns, however slow the machine.
+    """
 
     def run(*, later: bool = False) -> None:
-        for _ in range(MOST_ATTEMPTS):
-            if later:
-                Ticket.objects.filter(due_at__isnull=False).update(
-                    due_at=Now(),
-                    doubtful_since=F("doubtful_since") - MINUTE,
-                    last_lookup_at=F("last_lookup_at") - MINUTE,
-                )
-                Incident.objects.filter(model_due_at__isnull=False).update(model_due_at=Now())
-                PlatformPause.objects.update(until=Now())
-            attempts = [attempt_next(name) for name in PLATFORMS]
-            if not any([model.ask_next(), *attempts]):
-                return
-        raise AssertionError("The work does not end.")
+        with monkeypatch.context() as patched:
+            patched.setattr(attempts, "lease", lambda seconds: lease(seconds + NEVER.total_seconds()))
+            _work_off(later=later)
+        afterwards = lease(NEVER.total_seconds() / 2)
+        Ticket.objects.filter(due_at__gt=afterwards).update(due_at=F("due_at") - NEVER)
+        PlatformPause.objects.filter(until__gt=afterwards).update(until=F("until") - NEVER)
 
     return run
+
+
+def _work_off(*, later: bool) -> None:
+    for _ in range(MOST_ATTEMPTS):
+        if later:
+            Ticket.objects.filter(due_at__isnull=False).update(
+                due_at=Now(),
+                doubtful_since=F("doubtful_since") - MINUTE,
+                last_lookup_at=F("last_lookup_at") - MINUTE,
+            )
+            Incident.objects.filter(model_due_at__isnull=False).update(model_due_at=Now())
+            PlatformPause.objects.update(until=Now())
+        made = [attempts.attempt_next(name) for name in PLATFORMS]
+        if not any([model.ask_next(), *made]):
+            return
+    raise AssertionError("The work does not end.")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,8 +27,9 @@ from config import keys
 from config.changes import patch_platforms
 from config.current import KEPT_SECONDS
 from incidents.lifecycle import MOVES
-from incidents.models import Anomaly, Incident, SeenEvent, Ticket
+from incidents.models import Anomaly, Counter, Incident, SeenEvent, Ticket
 from incidents.times import timestamp
+from tests.waiting import until
 from ticketing import web
 from ticketing.processes import ROOT
 from ticketing.processes import web as web_command
@@ -103,7 +104,7 @@ class Client:
         assert status == 200, reply
         return reply
 
-    def send_until_taken(self, items: object, statuses: Counter) -> dict:
+    def send_until_taken(self, items: object, statuses: Tally) -> dict:
         """Repeats until a 2xx, as a producer must who wants to lose nothing."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -125,6 +126,8 @@ def servers(django_db_setup, django_db_blocker) -> Iterator[list[Server]]:
     yield running
     for server in running:
         server.stop()
+    with django_db_blocker.unblock():
+        Counter.objects.all().delete()  # which they have written at their end, when no test tidies up any more
 
 
 @pytest.fixture
@@ -163,14 +166,14 @@ def event(service: str, severity: str = "critical", event_id: str | None = None)
     return item | ({"eventId": event_id} if event_id else {})
 
 
-def outcomes(replies: Iterable[dict]) -> Counter:
-    return Counter(result["outcome"] for reply in replies for result in reply["results"])
+def outcomes(replies: Iterable[dict]) -> Tally:
+    return Tally(result["outcome"] for reply in replies for result in reply["results"])
 
 
 def check_books(events: list[dict]) -> None:
     """Each of the events, by its id, was counted once, and each fault has one incident with all that belongs to it."""
     distinct = {item["eventId"]: (item["service"], item["severity"]) for item in events}
-    faults = Counter(distinct.values())
+    faults = Tally(distinct.values())
     incidents = {(i.service, i.severity): i for i in Incident.objects.all()}
     assert {fault: incident.anomaly_count for fault, incident in incidents.items()} == faults
     assert Incident.objects.count() == len(faults)
@@ -334,7 +337,8 @@ def test_anomalies_and_moves_at_once_lose_neither(servers, platforms):
 
 
 class Stream:
-    """Clients that send batches with event ids and repeat each until it is taken, while something is done to them."""
+    """Clients that send batches with event ids and repeat each until it is taken, while something is done to them. The
+    last of each is sent once that is done."""
 
     def __init__(self, *servers: Server, clients: int = 4, batches: int = 25, size: int = 20) -> None:
         self.servers, self.clients = servers, clients
@@ -342,9 +346,10 @@ class Stream:
             [[event(f"s{i % 7}", "critical", f"{c}-{b}-{i}") for i in range(size)] for b in range(batches)]
             for c in range(clients)
         ]
-        self.statuses: Counter = Counter()
+        self.statuses: Tally = Tally()
         self.taken = 0
         self.progress = threading.Condition()
+        self.may_end = threading.Event()
 
     def wait_for(self, taken: int) -> None:
         with self.progress:
@@ -352,7 +357,9 @@ class Stream:
 
     def produce(self, n: int) -> None:
         client = Client(self.servers[n % len(self.servers)])
-        for batch in self.batches[n]:
+        for number, batch in enumerate(self.batches[n], 1):
+            if number == len(self.batches[n]):
+                assert self.may_end.wait(2 * PATIENCE)
             client.send_until_taken(batch, self.statuses)
             with self.progress:
                 self.taken += 1
@@ -362,7 +369,10 @@ class Stream:
     def flowing(self) -> Iterator[None]:
         with ThreadPoolExecutor(self.clients) as pool:
             done = [pool.submit(self.produce, n) for n in range(self.clients)]
-            yield
+            try:
+                yield
+            finally:
+                self.may_end.set()
             for one in done:
                 one.result(2 * PATIENCE)
 
@@ -370,7 +380,7 @@ class Stream:
         everything = [item for batches in self.batches for batch in batches for item in batch]
         check_books(everything)
         client = Client(self.servers[0])
-        replies = [client.send_until_taken(batch, Counter()) for batches in self.batches for batch in batches]
+        replies = [client.send_until_taken(batch, Tally()) for batches in self.batches for batch in batches]
         assert outcomes(replies) == {"redelivered": len(everything)}
         assert Incident.objects.aggregate(total=Sum("anomaly_count"))["total"] == len(everything)
 
@@ -395,19 +405,32 @@ def test_lost_connections_to_the_database_are_503_and_lose_nothing(servers, plat
         for taken in range(3, 150, 6):
             stream.wait_for(taken)
             end_a_connection(chance)
+        with held_up("incidents_incident"):
+            stream.may_end.set()
+            until(lambda: end_a_connection(chance, "AND wait_event_type = 'Lock'"), PATIENCE)
     assert set(stream.statuses) <= {200, 503}
     assert stream.statuses[503]
     stream.check()
 
 
-def end_a_connection(chance: random.Random) -> None:
+def end_a_connection(chance: random.Random, of: str = "") -> bool:
+    """One of those that another process has; `of`: more that must be true of it. Whether there was any."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT pid FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            f"AND backend_type = 'client backend' {of} ORDER BY pid"
         )
-        pids = [pid for (pid,) in cursor.fetchall()]
-        cursor.execute("SELECT pg_terminate_backend(%s)", [chance.choice(pids)])
+        if pids := [pid for (pid,) in cursor.fetchall()]:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [chance.choice(pids)])
+        return bool(pids)
+
+
+@contextmanager
+def held_up(table: str) -> Iterator[None]:
+    """Requests that need the table wait in the middle of their transaction."""
+    with psycopg.connect(database_url()) as session:
+        session.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield
 
 
 @on_postgresql
@@ -419,7 +442,7 @@ def test_a_database_that_has_become_read_only_is_503_until_it_is_writable_again(
         for n, client in enumerate(clients):
             for _ in range(2):
                 assert client.post("/api/v1/anomalies", event("a", "critical", f"meanwhile-{n}"))[0] == 503
-    statuses: Counter = Counter()
+    statuses: Tally = Tally()
     for n, client in enumerate(clients):
         client.send_until_taken(event("a", "critical", f"meanwhile-{n}"), statuses)
     assert set(statuses) <= {200, 503}

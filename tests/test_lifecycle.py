@@ -248,8 +248,9 @@ class TestTickets:
 
 class TestRootCause:
     @pytest.fixture
-    def asked(self, connect) -> Incident:
+    def asked(self, connect, monkeypatch) -> Incident:
         """An incident whose tickets were just made, and whose cause a worker is asking for under claim 1."""
+        monkeypatch.setattr(lifecycle, "WAIT_FOR_CAUSE_SECONDS", 600)
         connect("pagerduty", "slack", "llm")
         health = {"provider": "openai", "model": "m", "available": True, "checked_at": timezone.now()}
         changed_at = lifecycle.current().llm.changed_at

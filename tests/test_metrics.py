@@ -110,7 +110,7 @@ class TestLevels:
         assert seen['ticketing_tickets_behind{platform="pagerduty"}'] == 0
 
     def test_a_paused_platform(self, figures, connect, send, work):
-        connect("slack").slack.fault("status", times=1, code=429, headers={"Retry-After": "30"})
+        connect("slack").slack.fault("status", times=1, code=429, headers={"Retry-After": "300"})
         send()
         work()
         seen = figures()
@@ -267,7 +267,8 @@ class TestCost:
 
 
 def test_a_process_that_serves_writes_by_itself_and_once_more_at_its_end(transactional_db, monkeypatch):
-    monkeypatch.setattr(counters, "WRITE_SECONDS", 60.0)
+    monkeypatch.setattr(counters, "WRITE_SECONDS", 600.0)
+    monkeypatch.setattr(counters, "STOP_SECONDS", 60.0)
     counters.count(counters.INTAKE, outcome="created")
     counters.start()
     counters.stop()

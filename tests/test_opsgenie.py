@@ -8,7 +8,7 @@ import pytest
 from platforms import opsgenie
 from platforms.contract import Note, PlatformError
 from tests.test_platform_contract import AT, NOTICE, PlatformContract
-from tests.waiting import until
+from tests.waiting import time_begins_with, until
 
 
 class TestOpsGenie(PlatformContract):
@@ -45,8 +45,9 @@ class TestOpsGenie(PlatformContract):
         self.standin.lag = 0.3
         assert self.create().data["alertId"] == self.alerts()[0].id
 
-    def test_a_request_that_waits_too_long_is_a_doubt_and_pages_once(self):
+    def test_a_request_that_waits_too_long_is_a_doubt_and_pages_once(self, monkeypatch):
         self.standin.lag = 60
+        time_begins_with(lambda: self.standin.seen, monkeypatch)
         error = self.failure(seconds=1.5)
         assert error.in_doubt
         assert not error.permanent

@@ -18,6 +18,7 @@ from platforms.egress import Egress
 from platforms.http import Caller
 from tests.standins import Standins
 from tests.standins.standin import Standin
+from tests.waiting import time_begins_with
 
 AT = datetime(2024, 3, 1, 15, 30, tzinfo=UTC)
 NOTICE = Notice(
@@ -325,8 +326,9 @@ class PlatformContract:
         assert error.in_doubt
         assert error.status == 500
 
-    def test_a_hang_ends_at_the_deadline_in_doubt(self):
+    def test_a_hang_ends_at_the_deadline_in_doubt(self, monkeypatch):
         self.standin.fault("hang", times=None)
+        time_begins_with(lambda: self.standin.seen, monkeypatch)
         started = time.monotonic()
         error = self.failure(seconds=1.0)
         assert time.monotonic() - started < 10

@@ -82,6 +82,7 @@ def test_a_reset_and_a_hang_do_nothing(s):
     s.jira.fault("hang")
     with pytest.raises(TimeoutError):
         send("GET", s.jira.url + "/rest/api/3/myself", timeout=0.1)
+    until(lambda: s.jira.seen)
     assert s.pagerduty.pages == 0
 
 

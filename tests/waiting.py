@@ -4,6 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import pytest
+
+from platforms import http
+
 Found = TypeVar("Found")
 PATIENCE_SECONDS = 60.0  # never reached where all is well: a slow machine is no failure
 
@@ -16,6 +20,21 @@ def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, wor
         time.sleep(pause)
         pause = min(0.02, pause * 1.2)
     return found
+
+
+def time_begins_with(arrival: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of requests run once `arrival` is true: however long a slow machine takes to bring a request there,
+    the time that it has is that for its answer."""
+    clock, stopped, passed = http.clock, http.clock(), []
+
+    def since_then() -> float:
+        if not passed and not arrival():
+            return stopped
+        now = clock()
+        passed.append(now)
+        return stopped + now - passed[0]
+
+    monkeypatch.setattr(http, "clock", since_then)
 
 
 def best(measure: Callable[[], float], bound: float) -> float:

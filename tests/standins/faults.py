@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ KINDS: dict[str, dict[str, object]] = {
     "status": {"code": 500, "body": None, "headers": {}},  # body None: the vendor's own; header None: left out
     "hang": {},
     "lost": {"rst": False},
-    "late": {"seconds": 1.0},
+    "late": {"seconds": 1.0},  # or earlier, once the fault's `over` is set
     "drip": {"seconds": 1.0},
     "reset": {"when": "before"},  # before or after the body is read, nothing done; mid: in the middle of the answer
     "html": {"code": 200},
@@ -41,6 +42,9 @@ class Fault:
     work: bool = False
     options: dict[str, object] = field(default_factory=dict)
     used: int = 0
+
+    def __post_init__(self) -> None:
+        self.over = threading.Event()
 
     @classmethod
     def make(cls, kind: str, *, times=1, path=None, method=None, skip=0, work=None, **options: object) -> "Fault":
@@ -108,7 +112,10 @@ def play(fault: Fault, wire: Wire, target: str, work: Callable[[], Answer], refu
         case "lost":
             wire.reset() if options["rst"] else wire.close()
         case "late":
-            wire.stopping.wait(float(options["seconds"]))
+            until = time.monotonic() + float(options["seconds"])
+            while time.monotonic() < until and not wire.stopping.is_set():
+                if fault.over.wait(min(0.05, float(options["seconds"]))):
+                    break
             wire.send((answer or work()).encode())
         case "drip":
             wire.drip((answer or refusal(500)).encode(), float(options["seconds"]))
