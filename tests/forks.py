@@ -95,12 +95,18 @@ class Forks:
         suspended. What it yields wakes it and tells how it ended."""
         self._tell({"sleep": platform, "first": code})
         assert json.loads(self._process.stdout.readline()) == "asleep"
+        ended: list[End] = []
 
         def wake() -> End:
-            self._tell("wake")
-            return self._end()
+            if not ended:
+                self._tell("wake")
+                ended.append(self._end())
+            return ended[0]
 
-        yield wake
+        try:
+            yield wake
+        finally:
+            wake()
 
     @contextmanager
     def serve(self, fd: int, thread: str, point: Point | None = None) -> Iterator[Callable[[], End]]:
@@ -116,8 +122,10 @@ class Forks:
                 ended.append(self._end())
             return ended[0]
 
-        yield end
-        end()
+        try:
+            yield end
+        finally:
+            end()
 
     def _where(self, point: Point | None) -> dict[str, object]:
         return {"call": point.call, "number": point.number} if point else {}
@@ -146,9 +154,13 @@ def main() -> None:
                     child.go()
                     status = child.wait()
             case {"sleep": platform, "first": code}:
-                child = _fork(lambda platform=platform, code=code: _sleep(platform, code))
+                claimed, claims = os.pipe()
+                child = _fork(lambda platform=platform, code=code, claims=claims: _sleep(platform, code, claims))
+                os.close(claims)
                 child.go()
-                os.waitpid(child.pid, os.WUNTRACED)
+                os.read(claimed, 1)  # then it stops by itself: it may have been stopped before that, for a moment
+                os.close(claimed)
+                os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
                 print(json.dumps("asleep"), flush=True)
                 sys.stdin.readline()  # wake
                 os.kill(child.pid, signal.SIGCONT)
@@ -210,9 +222,13 @@ def _work(platform: str) -> None:
         pass
 
 
-def _sleep(platform: str, code: str) -> None:
+def _sleep(platform: str, code: str, claims: int) -> None:
+    def stop() -> None:
+        os.write(claims, b"!")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     exec(code, {})
-    attempts.attempt_next(platform, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    attempts.attempt_next(platform, stop)
 
 
 def _serve(fd: int) -> None:

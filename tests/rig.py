@@ -229,6 +229,12 @@ class Rig:
         self.change("UPDATE incidents_platformpause SET until = NOW")
         self.change("UPDATE incidents_ticket SET due_at = NOW WHERE due_at IS NOT NULL")
 
+    def send_again_what_may_be_doubled(self) -> None:
+        """As a person does with a message that was sent twice without an answer: nothing sends it a third time."""
+        given_up = "SELECT count(*) FROM incidents_ticket WHERE platform = 'slack' AND parked_at IS NOT NULL"
+        if self.query(f"{given_up} AND may_be_doubled")[0][0]:
+            self.api("POST", "/api/v1/tickets/retry", {"platform": "slack"})
+
     def behind(self) -> int:
         return self.query("SELECT count(*) FROM incidents_ticket WHERE shown_version < wanted_version")[0][0]
 

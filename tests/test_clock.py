@@ -1,8 +1,13 @@
 """The host's clock jumps while everything runs: leases go by the database's, ids by the UTC day, and beat goes on."""
 
 import signal
+import sqlite3
+import subprocess
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +45,7 @@ def test_a_lease_is_neither_stolen_nor_held_for_ever_and_beat_goes_on(rig, tmp_p
     pages = rig.pages("pagerduty")
     faults.verdict(
         tried=len(jumps),
-        lost=len(jumps) - len(pages),
+        lost=len(rig.sent) - len(pages),
         doubled=sum(pages.values()) - len(pages),
         taken_over=f"{max(missed):.1f} s after the lease",
         beat_silent=f"{max(silent):.1f} s",
@@ -49,15 +54,19 @@ def test_a_lease_is_neither_stolen_nor_held_for_ever_and_beat_goes_on(rig, tmp_p
 
 def takeover(rig: Rig, name: str, jump) -> float:
     """A worker stops with a claim in hand, and the clock jumps. Seconds from the lease's end to another's page."""
-    rig.standin("pagerduty", "POST", "/_faults", {"kind": "hang"})
-    incident = rig.post(name)
-    until(lambda: rig.standin("pagerduty", "GET", "/_faults") == [], words="the first attempt")
-    rig.shows(["opsgenie", "jira", "servicenow", "slack"])  # who is stopped while it writes holds up a whole SQLite
     first = rig.running["worker-1"]
-    first.send_signal(signal.SIGSTOP)
+    for number in count():
+        rig.standin("pagerduty", "POST", "/_faults", {"kind": "hang"})
+        incident = rig.post(f"{name}-{number}")
+        until(lambda: rig.standin("pagerduty", "GET", "/_faults") == [], words="the first attempt")
+        rig.shows(["opsgenie", "jira", "servicenow", "slack"])
+        stop_between_writes(rig, first)
+        began = time.monotonic()
+        if left := lease_left(rig, incident):
+            break
+        first.send_signal(signal.SIGCONT)  # the machine was so busy that the attempt is over already
+        assert number < 5
     try:
-        left, began = lease_left(rig, incident), time.monotonic()
-        assert left > 0
         jump()
         rig.start("worker-2")
         until(lambda: rig.pages("pagerduty")[incident], 120, "the takeover")
@@ -69,12 +78,32 @@ def takeover(rig: Rig, name: str, jump) -> float:
     return missed
 
 
+def stop_between_writes(rig: Rig, worker: subprocess.Popen) -> None:
+    """Who is stopped while it writes holds up a whole SQLite."""
+
+    def stopped() -> bool:
+        worker.send_signal(signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        if not rig.database_url.startswith("sqlite"):
+            return True
+        with closing(sqlite3.connect(rig.database_url.removeprefix("sqlite:///"), timeout=5)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                worker.send_signal(signal.SIGCONT)
+                return False
+        return True
+
+    until(stopped, words="a worker that does not write")
+
+
 def lease_left(rig: Rig, incident: str) -> float:
-    left = "extract(epoch FROM lease_until - now())"
+    """Seconds; 0 where it is over."""
+    left = "coalesce(extract(epoch FROM lease_until - now()), 0)"
     if rig.database_url.startswith("sqlite"):
-        left = "(julianday(lease_until) - julianday('now')) * 86400"
+        left = "coalesce((julianday(lease_until) - julianday('now')) * 86400, 0)"
     of = f"FROM incidents_ticket WHERE incident_id = '{incident}' AND platform = 'pagerduty'"
-    return float(rig.query(f"SELECT {left} {of}")[0][0])
+    return max(0.0, float(rig.query(f"SELECT {left} {of}")[0][0]))
 
 
 def beats_since(rig: Rig, seconds: int) -> bool:

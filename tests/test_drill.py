@@ -17,7 +17,7 @@ from incidents import drill
 from incidents.delivery import lanes
 from incidents.models import Incident, Pulse, Ticket
 from platforms.catalog import PLATFORMS
-from tests.waiting import until
+from tests.waiting import stop, until
 
 DRILL = "/api/v1/drill"
 CONFIRM = "/admin/incidents/incident/drill/"
@@ -114,7 +114,7 @@ def test_a_worker_sees_it_through_by_itself_and_looks_at_what_tickets_show(conne
         Pulse.objects.filter(name="look:jira").update(at=F("at") - hour)
         until(lambda: Ticket.objects.get(platform="jira").seen_status == "To Do")
     finally:
-        sweep.stop()
+        stop(sweep)
 
 
 class TestBeginning:

@@ -277,7 +277,7 @@ def test_of_two_workers_at_once_one_delivers(delivery, faults):
 @pytest.mark.fault("B4")
 @pytest.mark.parametrize("platform", ["slack"])
 def test_without_a_lease_two_workers_at_once_double(delivery, faults, monkeypatch):
-    monkeypatch.setattr(attempts, "OTHER", attempts.Times(deadline=20, lease=0))
+    monkeypatch.setattr(attempts, "OTHER", attempts.Times(deadline=60, lease=-1))
     tally = two_workers_at_once(delivery)
     assert tally.doubled, tally
     faults.verdict(tried=tally.tried, noticed=tally.doubled)

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from tests import sick
 from tests.rig import EVERYWHERE, Rig
 from tests.sick import Sick
-from tests.waiting import until
+from tests.waiting import best, until
 
 NAME = "tickets.example.com"
 WELL, SINK = "127.0.0.1", "127.0.0.2"  # of which the operator allows the first alone
@@ -132,16 +132,21 @@ def try_one(
         server.redirects_to = f"{at if itself else f'http://{SINK}:{server.port}'}/"
         rig.configure("platforms", {platform: moved(rig.standins[platform], ADDRESSES[platform], at)})
         time.sleep(1.0)  # by when every process sees a change
-        rig.post(f"{name}-first")
-        until(lambda: server.visits, words=f"{words}: the sick platform is asked")
+        opened = ask_first(rig, name, platform, server)
         before = reset_peak(pid)
-        took = rig.delivered(name, INCIDENTS, at=others)
+
+        def delivered() -> float:
+            nonlocal opened
+            opened += INCIDENTS
+            return rig.delivered(f"{name}-{opened}", INCIDENTS, at=others)
+
+        took = best(delivered, max(2.0, 2 * calm), tries=3)
         if misbehaviour.slow:
             judge_the_deadline(server, DEADLINES.get(platform, HASTY_DEADLINE), calm, figures, words)
         late = rig.query(f"SELECT count(*) FROM incidents_ticket WHERE is_behind AND platform = '{platform}'")[0][0]
-        assert late == INCIDENTS + 1, f"{words}: all of its own are late"
+        assert late == opened, f"{words}: all of its own are late"
         if misbehaviour.waits or misbehaviour.refuses:
-            least = INCIDENTS + 1 if misbehaviour.refuses else IN_FLIGHT
+            least = opened if misbehaviour.refuses else IN_FLIGHT
             assert server.requests <= least, f"{words}: asked on"
         grown = peak(pid) - before
         assert grown <= 10 * MEBIBYTE, words
@@ -155,14 +160,37 @@ def try_one(
     assert took <= max(2.0, 2 * calm), words
 
 
+def ask_first(rig: Rig, name: str, platform: str, server: Sick) -> int:
+    """How many incidents wait for the sick platform once it is asked: one. What an attempt took to the platform that
+    was well, because it had read of that one before, is not among them."""
+
+    def shown(incident: str) -> bool:
+        of = f"FROM incidents_ticket WHERE incident_id = '{incident}' AND platform = '{platform}'"
+        return not rig.query(f"SELECT is_behind {of}")[0][0]
+
+    for number in range(5):
+        first = rig.post(f"{name}-first-{number}")
+        until(lambda first=first: server.visits or shown(first), words=f"{name}: the sick platform is asked")
+        if server.visits:
+            return 1
+    raise AssertionError(f"{name}: the sick platform is not asked")
+
+
 def judge_the_deadline(server: Sick, deadline: float, calm: float, figures: Figures, words: str) -> None:
-    """All requests of an attempt have one: kept to half a second, whatever trickles in; a busy machine takes longer."""
-    until(lambda: len(server.stays()) >= IN_FLIGHT, 4 * deadline + 60, f"{words}: the deadline")
-    stays = server.stays()[:IN_FLIGHT]
-    off = statistics.median(stays) - deadline  # one of them may have waited for the processor
-    assert abs(off) <= max(0.5, calm / 4), (words, stays)
-    assert max(stays) < deadline + max(2.0, calm), (words, stays)
-    figures.off.append(off)
+    """All requests of an attempt have one deadline: kept to half a second, whatever trickles in. A few visits at once
+    are judged, and those that follow where the machine stood still just then."""
+    found: list[list[float]] = []
+
+    def off() -> float:
+        """Seconds from the deadline to the end of a visit; one of them may have waited for the processor."""
+        past = IN_FLIGHT * len(found)
+        until(lambda: len(server.stays()) >= past + IN_FLIGHT, 4 * deadline + 60, f"{words}: the deadline")
+        found.append(server.stays()[past : past + IN_FLIGHT])
+        return max(abs(statistics.median(found[-1]) - deadline), max(found[-1]) - deadline - max(1.5, 0.75 * calm))
+
+    least = best(off, max(0.5, calm / 4), tries=4)
+    assert least <= max(0.5, calm / 4), (words, found)
+    figures.off.append(least)
 
 
 def recover(rig: Rig, platform: str, words: str) -> None:
