@@ -146,7 +146,10 @@ class TestWhatIsSeen:
 
 
 class TestItStaysOutOfTheWay:
-    def test_a_few_looks_a_minute_however_many_tickets_and_processes_there_are(self, everywhere, send, work, look):
+    def test_a_few_looks_a_minute_however_many_tickets_and_processes_there_are(
+        self, everywhere, send, work, look, monkeypatch
+    ):
+        monkeypatch.setattr(looks, "EVERY_SECONDS", 600.0)
         send(*({"service": f"s-{n}"} for n in range(5)))
         work()
         before = len(everywhere.jira.seen)

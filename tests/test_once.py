@@ -1,9 +1,8 @@
 """Two requests at once about the same thing: the database's constraints decide, and nothing else would."""
 
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
@@ -12,18 +11,20 @@ from django.db import connection, transaction
 from incidents import intake
 from incidents.models import Anomaly, DedupLock, Incident, SeenEvent
 from tests.missing import without_constraint, without_primary_key
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time"),
 ]
 PATIENCE = 60.0
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
 
 
 def overlapping(*events: dict) -> None:
     """Two events come at once: the second while the transaction of the first is not committed yet."""
     taken, commit = threading.Event(), threading.Event()
+    sessions: list[int] = []
 
     def first() -> None:
         with transaction.atomic():
@@ -31,11 +32,16 @@ def overlapping(*events: dict) -> None:
             taken.set()
             assert commit.wait(PATIENCE)
 
+    def second() -> None:
+        connection.ensure_connection()
+        sessions.append(connection.connection.info.backend_pid)
+        intake.accept([events[1]], actor="system")
+
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(by_itself, first)]
         assert taken.wait(PATIENCE)
-        running.append(pool.submit(by_itself, lambda: intake.accept([events[1]], actor="system")))
-        wait_until_blocked_or_done(running[1])
+        running.append(pool.submit(by_itself, second))
+        until(lambda: running[1].done() or is_blocked(sessions), PATIENCE)
         commit.set()
         for one in running:
             one.result(PATIENCE)
@@ -48,15 +54,10 @@ def by_itself(job: Callable[[], object]) -> None:
         connection.close()
 
 
-def wait_until_blocked_or_done(running: Future) -> None:
-    deadline = time.monotonic() + PATIENCE
+def is_blocked(sessions: list[int]) -> bool:
     with connection.cursor() as cursor:
-        while not running.done():
-            cursor.execute(WAITING)
-            if cursor.fetchone():
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        cursor.execute(WAITING, sessions or [0])
+        return cursor.fetchone() is not None
 
 
 def event(event_id: str) -> dict:

@@ -25,7 +25,7 @@ OpsGenie: a request is not processed yet), and what each module lists in `option
 `POST /_reset` or `reset()` empties all but those attributes. `GET /_counts`: how many effects of each kind, for when
 the state has grown large. `GET /_arrivals`: the latest requests, each with the moment at which its first byte was here.
 
-Ledger: with `Standins(ledger=path)` each accepted effect is a JSON line, on disk before the client hears of it.
+Ledger: with `Standins(ledger=path)` each accepted effect is a JSON line, there before the client hears of it.
 
 As a process: `python -m tests.standins --port-base 19000 [--ledger FILE]` prints the settings as one line of JSON and
 serves until SIGTERM; ports are given in the order pagerduty, jira, servicenow, opsgenie, slack, llm.

@@ -36,7 +36,7 @@ class Seen:
 
 
 class Ledger:
-    """The accepted effects of all stand-ins in one file: a line each, on disk before the client hears of it."""
+    """The accepted effects of all stand-ins in one file: a line each, there before the client hears of it."""
 
     def __init__(self, path: Path | None) -> None:
         self._lock = threading.Lock()
@@ -47,7 +47,6 @@ class Ledger:
             return
         with self._lock:
             os.write(self._file, json.dumps(entry).encode() + b"\n")
-            os.fsync(self._file)
 
     def close(self) -> None:
         with self._lock:
