@@ -1321,3 +1321,14 @@ def test_the_audit_can_be_searched(viewer):
     assert "config:anomaly" in shown
     assert incident.id not in shown
     assert viewer.get(f"/admin/auditlog/entry/{Entry.objects.last().pk}/change/").status_code == 200
+
+
+def test_the_audit_leads_to_what_its_entries_are_about(viewer):
+    [incident] = opened(anomaly())
+    changes.patch_anomaly({"minimumScore": 0.7}, actor="user:root")
+    page = viewer.get("/admin/auditlog/entry/").content.decode()
+    addresses = [re.search(f'<a href="([^"]+)">{about}</a>', page)[1] for about in (incident.subject, "config:anomaly")]
+    assert incident.title in text(viewer.get(addresses[0], follow=True))
+    of_anomaly = text(viewer.get(f"/admin/auditlog/entry/{addresses[1]}"))
+    assert "config:anomaly" in of_anomaly
+    assert incident.id not in of_anomaly

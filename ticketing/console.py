@@ -45,7 +45,7 @@ class Console(AdminSite):
         )
         self.register(Incident, IncidentPages)
         self.register(ApiKey, ApiKeyPages)
-        self.register(Entry, EntryPages)
+        self.register(Entry, EntryPages, pages={"incident": "short-link"})
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Whoever has a role may come in. Every page asks here first, so this is where `request.principal` is set."""
