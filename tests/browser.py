@@ -1,8 +1,10 @@
 """A real browser for the tests of the console: Debian's Chromium, signed in, and what it complained of."""
 
+import http.client
 import shutil
+import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 
 import pytest
@@ -17,6 +19,7 @@ from config.current import forget
 from config.models import PlatformState
 from incidents import intake
 from incidents.models import Incident, Pulse
+from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -49,8 +52,8 @@ class Console:
     def __init__(self, chromium: Browser, url: str, **options) -> None:
         self.url = url
         self.context = chromium.new_context(base_url=url, **({"viewport": {"width": 1440, "height": 900}} | options))
+        self.context.set_default_timeout(60_000)  # of tabs that its page opens, too
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
         self.complaints: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -58,6 +61,12 @@ class Console:
     def _heard(self, message) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(f"{self.page.url}: {message.text}")
+
+    def stop_the_clock(self) -> None:
+        """Before its first page is opened: from then on time passes there only as a test lets it, and nothing is asked
+        for or told meanwhile."""
+        self.page.clock.install()
+        self.page.clock.pause_at(datetime.now() + timedelta(seconds=1))
 
     def sign_in(self, address: str = LIST) -> Page:
         """As somebody who logged in before. The form itself is for the tests that are about it."""
@@ -73,7 +82,7 @@ class Console:
         self.page.fill("#id_username", "anna")
         self.page.fill("#id_password", PASSWORD)
         self.page.press("#id_password", "Enter")
-        self.page.wait_for_url(f"**{LIST}")
+        self.page.wait_for_url(f"{self.url}{LIST}")
         return self.page
 
 
@@ -97,7 +106,7 @@ def console(chromium, live_server):
     PlatformState.objects.create(platform="pagerduty", enabled=True)
     machinery_runs()
     forget()
-    consoles = []
+    consoles, before = [], set(threading.enumerate())
 
     def open_console(**options) -> Console:
         consoles.append(Console(chromium, live_server.url, **options))
@@ -106,7 +115,22 @@ def console(chromium, live_server):
     yield open_console
     for each in consoles:
         each.context.close()
+    all_is_answered(live_server.url, before)
     forget()
+
+
+def all_is_answered(url: str, before: set[threading.Thread]) -> None:
+    """What closed windows had asked for: none of it may meet the next test's database. Connections are accepted in
+    turn, and each has a thread of its own until it is closed."""
+    client = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    client.request("GET", "/health")
+    client.getresponse().read()
+    client.close()
+
+    def answering() -> list[threading.Thread]:
+        return [one for one in set(threading.enumerate()) - before if "process_request_thread" in one.name]
+
+    until(lambda: not answering(), words="the live server's last answers")
 
 
 def opened(*services: str, severity: str = "critical", **more) -> list[Incident]:

@@ -6,6 +6,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.db import DatabaseError
+from django.test import Client
 from django.utils import timezone
 
 from incidents import retention
@@ -82,6 +83,20 @@ def test_a_new_login_begins_anew(anna, pass_):
     anna.force_login(User.objects.get(), backend="ticketing.access.RolesAtOnce")
     pass_(50 * MINUTE)
     assert is_in(anna)
+
+
+def test_what_an_ended_login_asked_for_does_not_end_the_next_one(anna, pass_):
+    """Its answer may come when the browser has the next one's cookie already."""
+    earlier = Client()
+    earlier.cookies["session_18081"] = anna.cookies["session_18081"].value
+    pass_(60 * MINUTE)
+    anna.force_login(User.objects.get(), backend="ticketing.access.RolesAtOnce")
+    for address in (LIST, "/admin/session/", "/api/incidents"):
+        answer = earlier.get(address, headers={"X-Fragment": "rows"})
+        assert answer.status_code in (302, 401)
+        assert "session_18081" not in answer.cookies
+    assert is_in(anna)
+    assert anna.post("/admin/logout/").cookies["session_18081"].value == ""
 
 
 def test_signing_in_again_before_the_end_begins_anew(anna, pass_):

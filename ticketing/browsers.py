@@ -1,5 +1,6 @@
 """Middleware for browsers: sessions, logins, messages. A request to the API with a key goes past all of it."""
 
+from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -17,7 +18,15 @@ def _has_key(request: HttpRequest) -> bool:
 
 
 class Sessions(_ForBrowsers, SessionMiddleware):
-    pass
+    """A logout takes the cookie away, and nothing else does: what an open page asked for by an earlier login may be
+    answered after the next one, whose cookie it would take."""
+
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        response = super().process_response(request, response)
+        set_here = response.cookies.get(settings.SESSION_COOKIE_NAME)
+        if set_here is not None and not set_here.value and not request.session.modified:
+            del response.cookies[settings.SESSION_COOKIE_NAME]
+        return response
 
 
 class Users(_ForBrowsers, AuthenticationMiddleware):
