@@ -220,6 +220,7 @@ def running_provider():
 def sso(running_provider, settings, monkeypatch) -> OpenIDProvider:
     """An OpenID provider on a real socket, and the product set up for it: *Sign in with Example SSO*."""
     monkeypatch.setattr("mozilla_django_oidc.auth.requests", None)  # it opens no sockets of its own
+    monkeypatch.setattr(provider, "LOGIN_SECONDS", 60.0)  # of a machine that may be slow
     provider.forget()
     running_provider.reset()
     running_provider.redirect_uri = "http://testserver/admin/sso/callback/"

@@ -313,15 +313,17 @@ def test_whatever_a_row_shows_makes_a_new_fragment(viewer, change, view):
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite cannot be told to give up")
 def test_a_search_that_takes_too_long_is_given_up_with_advice(monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE_MS", 100)
     client = browser("viewer")
     where = connection.settings_dict
     keys = {"host": where["HOST"], "port": where["PORT"], "user": where["USER"], "password": where["PASSWORD"]}
     with psycopg.connect(dbname=where["NAME"], **keys) as other:
         other.execute("LOCK TABLE incidents_incident IN ACCESS EXCLUSIVE MODE")
-        reply = client.get(LIST, {"q": "pay"})
+        with monkeypatch.context() as hasty:
+            hasty.setattr(patience, "PATIENCE_MS", 100)
+            reply = client.get(LIST, {"q": "pay"})
     assert reply.status_code == 503
     assert "Narrow your search" in text(reply)
+    monkeypatch.setattr(patience, "PATIENCE_MS", 60_000)
     assert client.get(LIST, {"q": "pay"}).status_code == 200
 
 
@@ -793,7 +795,7 @@ def test_a_move_that_the_state_forbids_says_who_did_what_and_changes_nothing(res
     before = Entry.objects.count()
     reply = act(responder, "acknowledge", incident)
     assert f"{incident.id} was resolved by bob at" in text(reply)
-    assert "UTC, 0s ago. It cannot be acknowledged" in text(reply)
+    assert re.search(r"UTC, \d+s ago\. It cannot be acknowledged", text(reply))
     assert "Nothing was changed." in text(reply)
     assert status(incident) == "resolved"
     assert Entry.objects.count() == before

@@ -42,11 +42,13 @@ class Product:
             group=uid,
         )
 
-    def children(self) -> dict[str, int]:
+    def children(self) -> dict[str, tuple[int, str]]:
+        """What each is known by."""
         with contextlib.suppress(OSError):
             found = json.loads((self.data_dir / "run.json").read_text())["children"]
-            self.known |= {(pid, began) for pid, began in found.values()}
-            return {name: pid for name, (pid, _) in found.items()}
+            now = {name: (pid, began) for name, (pid, began) in found.items()}
+            self.known |= set(now.values())
+            return now
         return {}
 
     def get(self, path: str) -> int:
@@ -61,7 +63,7 @@ class Product:
         return Path(self.log.name).read_text()
 
     def wait_until_up(self) -> None:
-        until(lambda: "is up" in self.output() or self.popen.poll() is not None, 120)
+        until(lambda: '"minimumScore": 0.3' in self.output() or self.popen.poll() is not None, 120)  # told to the end
         assert self.popen.poll() is None, self.output()
         assert self.get("/health") == 200
         assert set(self.children()) == {"broker", "web", "worker", "beat"}
@@ -110,8 +112,9 @@ def test_what_dies_is_started_again_and_nothing_survives_a_killed_supervisor(sta
     first = start("data")
     first.wait_until_up()
     before = first.children()
-    for pid in before.values():
+    for pid, _ in before.values():
         os.kill(pid, signal.SIGKILL)
+    until(lambda: not first.left())
     assert first.get("/health") == 200, "a connection waits until the web server is there again"
     until(lambda: len(first.children()) == 4 and not set(before.values()) & set(first.children().values()))
 
@@ -145,7 +148,7 @@ def test_an_ordinary_user_can_run_it(start, open_folder):
     os.chown(open_folder / "data", NOBODY, NOBODY)
     product = start("data", uid=NOBODY)
     product.wait_until_up()
-    assert {os.stat(f"/proc/{pid}").st_uid for pid in product.children().values()} == {NOBODY}
+    assert {os.stat(f"/proc/{pid}").st_uid for pid, _ in product.children().values()} == {NOBODY}
     assert product.end() == 0
     assert not product.left()
 
@@ -162,7 +165,7 @@ def test_a_recorded_process_that_outlived_its_supervisor_is_ended(tmp_path, left
     record = {"supervisor": 1, "children": {"worker": [leftover.pid, start_of(leftover.pid)]}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     Claim(tmp_path)
-    assert leftover.wait(30) == -signal.SIGKILL
+    assert leftover.wait(60) == -signal.SIGKILL
 
 
 def test_a_stranger_with_a_recorded_process_id_is_left_alone(tmp_path, leftover):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from incidents.delivery.lanes import Sweep
 
 Found = TypeVar("Found")
-PATIENCE_SECONDS = 60.0  # never reached where all is well: a slow machine is no failure
+PATIENCE_SECONDS = 120.0  # never reached where all is well: a slow machine is no failure
 
 
 def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, words: str = "") -> Found:
