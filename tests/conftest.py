@@ -142,6 +142,7 @@ def running_standins():
 def standins(running_standins, settings):
     """The six stand-ins on real sockets, empty and well."""
     settings.EGRESS_ALLOWED_NETWORKS = Standins.NETWORKS
+    running_standins.settle()
     for standin in running_standins:
         standin.reset()
         standin.lag = 0
@@ -222,6 +223,7 @@ def sso(running_provider, settings, monkeypatch) -> OpenIDProvider:
     monkeypatch.setattr("mozilla_django_oidc.auth.requests", None)  # it opens no sockets of its own
     monkeypatch.setattr(provider, "LOGIN_SECONDS", 60.0)  # of a machine that may be slow
     provider.forget()
+    running_provider.settle()
     running_provider.reset()
     running_provider.redirect_uri = "http://testserver/admin/sso/callback/"
     settings.PUBLIC_URL = "http://testserver"

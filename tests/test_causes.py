@@ -17,7 +17,7 @@ from incidents.causes import health, model
 from incidents.models import Incident, ModelHealth, Ticket
 from tests.standins import Standins
 from tests.standins.llm import QUOTA
-from tests.waiting import time_begins_with, until
+from tests.waiting import time_begins_with
 
 pytestmark = pytest.mark.django_db
 
@@ -425,7 +425,6 @@ class TestAModelThatCannotBeAsked:
         incident = ask()
         assert time.monotonic() - started < 10
         assert "timeout" in incident["rootCauseError"]
-        until(lambda: outside.llm.seen)
 
     def test_is_not_asked_about_what_is_long_past(self, outside, send):
         send()
@@ -582,7 +581,6 @@ class TestTheModelsState:
         started = time.monotonic()
         assert "timeout" in self.status(api)["error"]
         assert time.monotonic() - started < 10
-        until(lambda: outside.llm.seen)
 
     def test_a_test_leaves_no_trace_and_tells_no_secret(self, outside, api):
         told = api.post("/api/v1/test-llm").json()

@@ -114,7 +114,7 @@ class TestProxies:
         monkeypatch.setattr("ticketing.wsgi._entrance._proxies", Proxies([PROXY]))
         with caplog.at_level("INFO", "ticketing.requests"):
             raw.send("GET", "/nope", peer=PROXY, X_Forwarded_For="192.0.2.9")
-        assert [record.peer for record in caplog.records if record.name == "ticketing.requests"] == ["192.0.2.9"]
+        assert [record.peer for record in caplog.records if getattr(record, "path", "") == "/nope"] == ["192.0.2.9"]
 
 
 class TestLimits:
@@ -187,16 +187,16 @@ class TestLimits:
             assert max(len(found._buckets), len(found._callers)) <= 100
 
     def test_the_log_names_who_is_refused_every_ten_seconds(self, ask, clock, caplog):
+        def said() -> list[str]:
+            return [record.getMessage() for record in caplog.records if record.name == limits.log.name]
+
         for _ in range(50):
             ask()
-        assert [record.getMessage() for record in caplog.records] == [
-            "peer:192.0.2.1 sends more than 10 requests a second: 1 refused."
-        ]
+        assert said() == ["peer:192.0.2.1 sends more than 10 requests a second: 1 refused."]
         clock.now += 10
         for _ in range(50):
             ask()
-        assert caplog.records[-1].getMessage().endswith(": 30 refused.")
-        assert len(caplog.records) == 2
+        assert said()[1:] == ["peer:192.0.2.1 sends more than 10 requests a second: 30 refused."]
 
 
 class TestRefusals:

@@ -98,6 +98,7 @@ class PlatformContract:
         self.platform: Platform = PLATFORMS[self.name]
         yield
         self.standin.lag, self.standin.rate_limit = 0.0, None
+        self.standin.settle()
         self.standin.reset()
 
     # -- what a vendor's class tells

@@ -19,6 +19,7 @@ def running():
 
 @pytest.fixture
 def s(running):
+    running.settle()
     running.reset()
     return running
 

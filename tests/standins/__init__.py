@@ -22,7 +22,8 @@ same names. `times=None` lasts until `clear_faults()`; `path` is a regular expre
 the same (lost, late and drip do so by themselves). Kinds and options: `faults.KINDS`. `down()` and `up()` close and
 reopen the port. Attributes: `rate_limit` (n a second, or (n, seconds)), `lag` (Jira: a new issue is hidden from search;
 OpsGenie: a request is not processed yet), and what each module lists in `options`; over HTTP `POST /_options`.
-`POST /_reset` or `reset()` empties all but those attributes. `GET /_counts`: how many effects of each kind, for when
+`POST /_reset` or `reset()` empties all but those attributes; `settle()` before it, lest a request that somebody has
+given up be carried out after it. `GET /_counts`: how many effects of each kind, for when
 the state has grown large. `GET /_arrivals`: the latest requests, each with the moment at which its first byte was here.
 
 Ledger: with `Standins(ledger=path)` each accepted effect is a JSON line, there before the client hears of it.
@@ -89,6 +90,10 @@ class Standins:
     def clear_faults(self) -> None:
         for standin in self:
             standin.clear_faults()
+
+    def settle(self) -> None:
+        for standin in self:
+            standin.settle()
 
     def reset(self) -> None:
         for standin in self:

@@ -99,6 +99,19 @@ class Standin:
         """Listen (again), on the same port."""
         self.listener.start()
 
+    def settle(self) -> None:
+        """Until no request from before is at work any more, not even one that its sender has given up: who stays
+        connected is cut off, and what had begun is carried out."""
+        soon = time.monotonic() + 0.05
+        while self.listener.busy and time.monotonic() < soon:
+            time.sleep(0.001)
+        if self.listener.busy:
+            self.down()
+            deadline = time.monotonic() + 60
+            while self.listener.connected and time.monotonic() < deadline:
+                time.sleep(0.005)
+            self.up()
+
     def reset(self) -> None:
         """Forget everything but the options and the ledger file."""
         with self.lock:

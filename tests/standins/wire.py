@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import select
 import socket
 import struct
 import threading
@@ -164,6 +165,17 @@ class Listener:
     @property
     def connected(self) -> int:
         return len(self._connections)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is connected, or waits to be."""
+        listening = self._socket
+        if listening is not None:
+            waiting = select.poll()
+            waiting.register(listening, select.POLLIN)
+            if waiting.poll(0):
+                return True
+        return self.connected > 0
 
     def start(self) -> None:
         if self._socket is not None:
