@@ -1,5 +1,6 @@
 """The product as in production, its stand-ins and its floor, as processes on this machine: all end with this one."""
 
+import atexit
 import base64
 import json
 import os
@@ -42,6 +43,8 @@ class Rig:
 
     def __enter__(self) -> "Rig":
         self.folder = Path(tempfile.mkdtemp(prefix="ticketing-bench-"))
+        # After PostgreSQL has ended, which writes to it.
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         try:
             self._start()
         except BaseException:
@@ -59,7 +62,6 @@ class Rig:
                     process.wait(10)
                 except subprocess.TimeoutExpired:
                     continue
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
         self.folder.chmod(0o711)  # PostgreSQL's user passes through
