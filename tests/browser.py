@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from config.current import forget
 from config.models import PlatformState
 from incidents import intake
+from incidents.console import patience
 from incidents.models import Incident, Pulse
 from tests.waiting import until
 
@@ -98,8 +99,9 @@ def hashed() -> str:
 
 
 @pytest.fixture
-def console(chromium, live_server):
+def console(chromium, live_server, monkeypatch):
     """Opens windows. Anna is an admin; Jira and PagerDuty are enabled."""
+    monkeypatch.setattr(patience, "PATIENCE_MS", 60_000)  # of a machine that may be slow
     group, _ = Group.objects.get_or_create(name="admin")
     User.objects.create(username="anna", password=hashed()).groups.add(group)
     PlatformState.objects.create(platform="jira", enabled=True)
