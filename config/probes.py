@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from config.changes import egress
 from config.current import current
 from platforms.contract import PlatformError
-from platforms.http import Caller, clock
+from platforms.http import Caller
+from platforms.sockets import clock
 
 DEADLINE_SECONDS = 10.0
 

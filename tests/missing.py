@@ -8,8 +8,8 @@ from django.db.models import Model
 
 # For a process to run: its requests leave however late it is.
 NO_FENCE = """
-from platforms import http
-http._Fence.remaining = lambda fence: 5.0
+from platforms import sockets
+sockets.Fence.remaining = lambda fence: 5.0
 """
 
 

@@ -23,7 +23,8 @@ from cryptography.x509.oid import NameOID
 
 from platforms.contract import PlatformError
 from platforms.egress import Egress
-from platforms.http import Caller, LeaseLost, clock
+from platforms.http import Caller
+from platforms.sockets import LeaseLost, clock
 from tests.waiting import time_begins_with, until
 
 LOOPBACK = Egress(["127.0.0.0/8"])
@@ -222,7 +223,7 @@ def test_a_slow_answer_ends_at_the_deadline_in_doubt(serve, answer, monkeypatch)
 
 def test_the_deadline_is_one_for_all_requests_of_an_attempt(serve, monkeypatch):
     server = serve(OK)
-    monkeypatch.setattr("platforms.http.clock", lambda: 300.0 * len(server.requests))  # each answer takes so long
+    monkeypatch.setattr("platforms.sockets.clock", lambda: 300.0 * len(server.requests))  # each answer takes so long
     call = caller(1000)
 
     def ask_often():

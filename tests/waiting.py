@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from platforms import http
+from platforms import sockets
 
 if TYPE_CHECKING:
     from incidents.delivery.lanes import Sweep
@@ -28,7 +28,7 @@ def until(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS, wor
 def time_begins_with(arrival: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of requests run once `arrival` is true: however long a slow machine takes to bring a request there,
     the time that it has is that for its answer."""
-    clock, stopped, passed = http.clock, http.clock(), []
+    clock, stopped, passed = sockets.clock, sockets.clock(), []
 
     def since_then() -> float:
         if not passed and not arrival():
@@ -37,7 +37,7 @@ def time_begins_with(arrival: Callable[[], object], monkeypatch: pytest.MonkeyPa
         passed.append(now)
         return stopped + now - passed[0]
 
-    monkeypatch.setattr(http, "clock", since_then)
+    monkeypatch.setattr(sockets, "clock", since_then)
 
 
 def best(measure: Callable[[], float], bound: float, tries: int = 6) -> float:

@@ -20,7 +20,8 @@ from incidents.models import Incident, lease
 from incidents.times import timestamp
 from platforms import llm
 from platforms.contract import PlatformError
-from platforms.http import Caller, clock
+from platforms.http import Caller
+from platforms.sockets import clock
 from platforms.text import clean
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from incidents.delivery import core, notices
 from incidents.models import PlatformPause, Ticket, lease
 from platforms.catalog import PLATFORMS
 from platforms.contract import Notice, Platform, PlatformError, Remote, Taken
-from platforms.http import Caller, Reply, clock
+from platforms.http import Caller, Reply
+from platforms.sockets import clock
 
 log = logging.getLogger(__name__)
 
