@@ -8,11 +8,13 @@ what cannot be stored is replaced, what is too long is cut, so that a strange lo
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import orjson
+
+from incidents.evidence import MAX_NAME, MAX_TEXT, Evidence, distinct, text_of
 
 SEVERITIES = ("critical", "high", "medium", "low")
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -22,12 +24,7 @@ MAX_SERVICE = 200
 MAX_EVENT_ID = 200
 MAX_TITLE = 500
 MAX_DESCRIPTION = 20_000
-MAX_TEXT = 2_000  # one log line, message or template
-MAX_NAME = 200  # a service, span, endpoint, environment, trace
 MAX_AFFECTED = 200
-MAX_LOG_LINES = 20
-MAX_WEIGHTS = 50
-MAX_CHAIN = 50
 MAX_DEPTH = 64
 MAX_PAYLOAD = 64 * 1024  # bytes of JSON
 
@@ -43,29 +40,6 @@ TRACE_ID = ("traceId", "trace_id")
 AFFECTED = ("affectedServices", "affected_services")
 ENVIRONMENT = ("environment",)
 TENANT_ID = ("tenantId", "tenant_id")
-ANOMALY_TYPE = ("anomalyType", "anomaly_type")
-MESSAGE = ("message",)
-CATEGORY = ("errorCategory", "error_category")
-TEMPLATE = ("errorTemplate", "error_template", "errorMessage", "error_message")
-RAW_ERROR = ("rawErrorMessage", "raw_error_message")
-ENDPOINT = ("affectedEndpoint", "affected_endpoint")
-DETECTION_MODE = ("detectionMode", "detection_mode")
-Z_SCORE = ("zScore", "z_score")
-ERROR_RATE = ("errorRate", "error_rate")
-WINDOW_BUCKETS = ("windowBuckets", "window_buckets")
-CAUSAL_CHAIN = ("causalChain", "causal_chain")
-REQUEST_FLOW = ("requestFlow", "request_flow")
-SPAN_IDS = ("spanIds", "span_ids")
-ROOT_SERVICE = ("rootCauseService", "root_cause_service")
-ROOT_SPAN = ("rootCauseSpanId", "root_cause_span_id")
-BLAST_RADIUS = ("blastRadius", "blast_radius")
-IMPACT_SCORE = ("impactScore", "impact_score")
-DOWNSTREAM = ("affectedDownstream", "affected_downstream")
-USER_IMPACT = ("estimatedUserImpact", "estimated_user_impact")
-WEIGHTS = ("signalWeights", "signal_weights")
-LOGS = ("evidenceLogs", "evidence_logs")
-REQUEST_TRACE = ("requestTrace", "request_trace")
-LOG_TIME = ("@timestamp", "timestamp")
 
 # Control characters, line separators, overrides of the writing direction, lone surrogates: a name that holds one reads
 # as another name on a screen, breaks a log line in two, or cannot be stored at all.
@@ -80,7 +54,6 @@ _WRITTEN_TIME = re.compile(
 _UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe0e\ufe0f\uffa0")
 _TIME_ADVICE = "write it like 2024-03-01T15:30:00Z"
-_LOUD = frozenset({"ERROR", "ERR", "FATAL", "CRITICAL", "CRIT", "ALERT", "EMERG", "EMERGENCY", "PANIC", "SEVERE"})
 
 
 class Rejected(Exception):
@@ -89,79 +62,6 @@ class Rejected(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    message: str
-    at: str = ""  # as the producer wrote it: shown, never computed with
-    service: str = ""
-    level: str = ""
-
-    @property
-    def loud(self) -> bool:
-        """Whether its level says that something went wrong."""
-        return self.level.upper() in _LOUD
-
-
-@dataclass(frozen=True, slots=True)
-class Impact:
-    score: float | None = None
-    downstream: tuple[str, ...] = ()
-    users: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What root cause analysis has to work with. All of it optional, all of it bounded, none of it trusted."""
-
-    anomaly_type: str = ""
-    message: str = ""
-    category: str = ""
-    template: str = ""
-    raw_error: str = ""
-    endpoint: str = ""
-    detection_mode: str = ""
-    z_score: float | None = None
-    error_rate: float | None = None
-    window_buckets: int | None = None
-    causal_chain: tuple[str, ...] = ()  # root first
-    request_flow: tuple[str, ...] = ()
-    span_ids: tuple[str, ...] = ()
-    root_cause_service: str = ""
-    root_cause_span_id: str = ""
-    impact: Impact | None = None
-    signal_weights: dict[str, float] = field(default_factory=dict)
-    log_lines: tuple[LogLine, ...] = ()
-
-    def as_json(self) -> dict:
-        """What is known, under the producers' names: what `from_json` reads back to an equal evidence."""
-        known = {
-            "anomaly_type": self.anomaly_type,
-            "message": self.message,
-            "error_category": self.category,
-            "error_template": self.template,
-            "raw_error_message": self.raw_error,
-            "affected_endpoint": self.endpoint,
-            "detection_mode": self.detection_mode,
-            "z_score": self.z_score,
-            "error_rate": self.error_rate,
-            "window_buckets": self.window_buckets,
-            "causal_chain": list(self.causal_chain),
-            "request_flow": list(self.request_flow),
-            "span_ids": list(self.span_ids),
-            "root_cause_service": self.root_cause_service,
-            "root_cause_span_id": self.root_cause_span_id,
-            "blast_radius": _impact_as_json(self.impact),
-            "signal_weights": dict(self.signal_weights),
-            "evidence_logs": [_line_as_json(line) for line in self.log_lines],
-        }
-        return {name: value for name, value in known.items() if value not in ("", None, [], {})}
-
-    @classmethod
-    def from_json(cls, stored: Mapping) -> "Evidence":
-        """Evidence as stored by `as_json`, by this version or another: unknown names are passed over."""
-        return _evidence(stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +95,7 @@ def read(item: object, *, now: datetime, fallback_id: str | None = None) -> Even
     at = _time(item, now)
     event_id = _event_id(item) or fallback_id
     safe, size = _storable(item)
-    evidence = _evidence(safe)
+    evidence = Evidence.from_json(safe)
     event = Event(
         event_id=event_id,
         service=service,
@@ -206,8 +106,8 @@ def read(item: object, *, now: datetime, fallback_id: str | None = None) -> Even
         description=_told(safe, DESCRIPTION, MAX_DESCRIPTION),
         trace_id=_told(safe, TRACE_ID, MAX_NAME),
         affected_services=_affected(safe),
-        environment=_text(safe, ENVIRONMENT, MAX_NAME),
-        tenant_id=_text(safe, TENANT_ID, MAX_NAME),
+        environment=text_of(safe, ENVIRONMENT, MAX_NAME),
+        tenant_id=text_of(safe, TENANT_ID, MAX_NAME),
         evidence=evidence,
         payload=safe,
     )
@@ -362,139 +262,10 @@ def _affected(safe: dict) -> tuple[str, ...]:
     for position, one in enumerate(value):
         if one is not None and not isinstance(one, str):
             raise Rejected(f"{name}[{position}] must be a text")
-    return _distinct(value, MAX_AFFECTED)
-
-
-# What producers attach: whatever can be used is used, the rest is passed over.
-
-
-def _evidence(safe: Mapping) -> Evidence:
-    return Evidence(
-        anomaly_type=_text(safe, ANOMALY_TYPE, MAX_NAME).strip(),
-        message=_text(safe, MESSAGE, MAX_TEXT),
-        category=_text(safe, CATEGORY, MAX_NAME).strip(),
-        template=_text(safe, TEMPLATE, MAX_TEXT),
-        raw_error=_text(safe, RAW_ERROR, MAX_TEXT),
-        endpoint=_text(safe, ENDPOINT, MAX_NAME),
-        detection_mode=_text(safe, DETECTION_MODE, MAX_NAME),
-        z_score=_number(_first(safe, Z_SCORE)),
-        error_rate=_number(_first(safe, ERROR_RATE)),
-        window_buckets=_count(_first(safe, WINDOW_BUCKETS)),
-        causal_chain=_distinct(_first(safe, CAUSAL_CHAIN), MAX_CHAIN),
-        request_flow=_distinct(_first(safe, REQUEST_FLOW), MAX_CHAIN),
-        span_ids=_distinct(_first(safe, SPAN_IDS), MAX_CHAIN),
-        root_cause_service=_text(safe, ROOT_SERVICE, MAX_NAME).strip(),
-        root_cause_span_id=_text(safe, ROOT_SPAN, MAX_NAME).strip(),
-        impact=_impact(_first(safe, BLAST_RADIUS)),
-        signal_weights=_weights(_first(safe, WEIGHTS)),
-        log_lines=_log_lines(safe),
-    )
-
-
-def _text(safe: Mapping, names: tuple[str, ...], limit: int) -> str:
-    value = _first(safe, names)
-    return value[:limit] if isinstance(value, str) else ""
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value)  # `_storable` has left only 64-bit integers and finite floats
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
-
-
-def _distinct(value: object, limit: int) -> tuple[str, ...]:
-    """Names in order of first appearance, trimmed and cut; what is not a name is left out."""
-    if not isinstance(value, list):
-        return ()
-    if len(value) == 1 and isinstance(value[0], str):  # by far the most frequent case
-        name = value[0].strip()[:MAX_NAME].rstrip()
-        return (name,) if name else ()
-    seen: dict[str, None] = {}
-    for one in value:
-        name = one.strip()[:MAX_NAME].rstrip() if isinstance(one, str) else ""
-        if name:
-            seen[name] = None
-            if len(seen) == limit:
-                break
-    return tuple(seen)
-
-
-def _impact(value: object) -> Impact | None:
-    if not isinstance(value, dict):
-        return None
-    impact = Impact(
-        score=_number(_first(value, IMPACT_SCORE)),
-        downstream=_distinct(_first(value, DOWNSTREAM), MAX_CHAIN),
-        users=_text(value, USER_IMPACT, MAX_NAME).strip(),
-    )
-    return impact if impact != Impact() else None
-
-
-def _impact_as_json(impact: Impact | None) -> dict | None:
-    if impact is None:
-        return None
-    known = {
-        "impact_score": impact.score,
-        "affected_downstream": list(impact.downstream),
-        "estimated_user_impact": impact.users,
-    }
-    return {name: value for name, value in known.items() if value not in ("", None, [])}
-
-
-def _weights(value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        return {}
-    weights: dict[str, float] = {}
-    for name, weight in value.items():
-        number = _number(weight)
-        if number is not None and name:
-            weights[name[:MAX_NAME]] = number
-            if len(weights) == MAX_WEIGHTS:
-                break
-    return weights
-
-
-def _log_lines(safe: Mapping) -> tuple[LogLine, ...]:
-    lines = [line for names in (LOGS, REQUEST_TRACE) for line in _lines(_first(safe, names))]
-    if len(lines) <= MAX_LOG_LINES:
-        return tuple(lines)
-    # A long trace is mostly routine: the lines that cry come first, and what is kept stays in its order.
-    by_loudness = sorted(range(len(lines)), key=lambda position: not lines[position].loud)
-    return tuple(lines[position] for position in sorted(by_loudness[:MAX_LOG_LINES]))
-
-
-def _lines(value: object) -> Iterable[LogLine]:
-    for one in value if isinstance(value, list) else ():
-        if isinstance(one, str):
-            one = {"message": one}
-        message = _text(one, MESSAGE, MAX_TEXT) if isinstance(one, dict) else ""
-        if message.strip():
-            yield LogLine(
-                message=message,
-                at=_text(one, LOG_TIME, MAX_NAME),
-                service=_text(one, SERVICE, MAX_NAME),
-                level=_text(one, ("level",), MAX_NAME),
-            )
-
-
-def _line_as_json(line: LogLine) -> dict:
-    known = {"@timestamp": line.at, "service": line.service, "level": line.level, "message": line.message}
-    return {name: value for name, value in known.items() if value}
+    return distinct(value, MAX_AFFECTED)
 
 
 # Finding a value by its names.
-
-
-def _first(item: Mapping, names: tuple[str, ...]) -> object:
-    for name in names:
-        value = item.get(name)
-        if value is not None:
-            return value
-    return None
 
 
 def _named(item: Mapping, names: tuple[str, ...]) -> tuple[str, object]:

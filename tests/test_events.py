@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from incidents.events import MAX_PAYLOAD, Evidence, Rejected, read
+from incidents.events import MAX_PAYLOAD, Rejected, read
+from incidents.evidence import Evidence
 from tests.waiting import cpu_seconds
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)

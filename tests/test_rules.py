@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from incidents.causes import rules
 from incidents.causes.faults import FAULTS
 from incidents.causes.rules import MAX_FINDING
-from incidents.events import Evidence, Impact, LogLine
+from incidents.evidence import Evidence, Impact, LogLine
 
 
 def explain(evidence=None, **changes):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from incidents.causes.faults import FAULTS, NAMED, UNKNOWN, Fault
-from incidents.events import Evidence, LogLine
+from incidents.evidence import Evidence, LogLine
 
 MAX_FINDING = 1_500
 

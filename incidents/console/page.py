@@ -12,7 +12,7 @@ from django.http import QueryDict
 from auditlog import models as auditlog
 from incidents.console import charts, listing
 from incidents.delivery.states import TicketState, difference, state_of
-from incidents.events import Evidence
+from incidents.evidence import Evidence
 from incidents.lifecycle import MOVES
 from incidents.models import Anomaly, Incident, PlatformPause, Status, Ticket
 from incidents.templatetags.console import span
