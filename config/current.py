@@ -119,28 +119,33 @@ def _masked(fields: tuple[Field, ...], settings: dict[str, str]) -> dict[str, st
     return {f.name: MASK if f.secret else settings[f.name] for f in fields if settings.get(f.name)}
 
 
-_kept: tuple[float, Current] | None = None
+class _Memory:
+    """Forgotten as a whole: what a read under way still brings to it is forgotten too."""
+
+    known: tuple[float, Current] | None = None
+
+
+_memory = _Memory()
 
 
 def current() -> Current:
     """The configuration, at most half a second old; at once what this process itself has changed."""
-    global _kept
-    kept = _kept
-    if kept is None or time.monotonic() - kept[0] > KEPT_SECONDS:
-        kept = _kept = (time.monotonic(), read())
-    return kept[1]
+    memory = _memory
+    known = memory.known
+    if known is None or time.monotonic() - known[0] > KEPT_SECONDS:
+        known = memory.known = (time.monotonic(), read())
+    return known[1]
 
 
 def forget() -> None:
     """Makes the next `current` read again, also where the change is still to be committed."""
-    global _kept
-    _kept = None
-    transaction.on_commit(_forget_committed)
+    _forget_now()
+    transaction.on_commit(_forget_now)
 
 
-def _forget_committed() -> None:
-    global _kept
-    _kept = None
+def _forget_now() -> None:
+    global _memory
+    _memory = _Memory()
 
 
 def read() -> Current:

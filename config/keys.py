@@ -47,8 +47,8 @@ def revoke(key: ApiKey, *, actor: str) -> None:
     with transaction.atomic():
         if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=now):
             auditlog.write([_entry(key, "revoked", f"API key {key.name} revoked", actor, now)])
-        _kept.clear()
-        transaction.on_commit(_kept.clear)  # for who has read it meanwhile
+        _forget()
+        transaction.on_commit(_forget)  # for who has read it meanwhile
 
 
 def find(text: str) -> ApiKey | None:
@@ -56,20 +56,27 @@ def find(text: str) -> ApiKey | None:
     if not text.startswith(PREFIX) or len(text) > 100:
         return None
     digest, now = _digest(text), timezone.now()
-    read_at, key = _kept.get(digest, (0.0, None))
+    kept = _kept
+    read_at, key = kept.get(digest, (0.0, None))
     if key and time.monotonic() - read_at < KEPT_SECONDS:
         return key if key.expires_at is None or key.expires_at > now else None
     began = time.monotonic()
     key = ApiKey.objects.usable(now).filter(digest=digest).first()
     if key is None:
-        _kept.pop(digest, None)
+        kept.pop(digest, None)
         return None
     if key.last_used_at is None or now - key.last_used_at > USE_NOTED_EVERY:
         stale = Q(last_used_at=None) | Q(last_used_at__lt=now - USE_NOTED_EVERY)
         with suppress(DatabaseError):  # a use that cannot be noted, on a standby, refuses nobody
             ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
-    _kept[digest] = began, key
+    kept[digest] = began, key
     return key
+
+
+def _forget() -> None:
+    """Others may be reading just now: what they bring is for the memory that they began with."""
+    global _kept
+    _kept = {}
 
 
 def _digest(text: str) -> str:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,10 +49,10 @@ how.load_profile("steady")
 @pytest.fixture(autouse=True)
 def fresh_configuration():
     """Each test reads the configuration, and whatever else is kept for a while, of its own database."""
-    current._kept = None
+    current._memory = current._Memory()
     cache.clear()
     yield
-    current._kept = None
+    current._memory = current._Memory()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,6 +101,27 @@ def settled(monkeypatch):
     """The configuration and keys are read once, not again after half a second: for who counts queries."""
     monkeypatch.setattr(current, "KEPT_SECONDS", 600)
     monkeypatch.setattr(keys, "KEPT_SECONDS", 600)
+
+
+@pytest.fixture
+def meanwhile():
+    """Does something just after the first query of a table: what was read there is old when it is made use of."""
+
+    @contextmanager
+    def during(table: str, do: Callable[[], object]) -> Iterator[None]:
+        todo = [do]
+
+        def run(execute, sql, params, many, context):
+            answer = execute(sql, params, many, context)
+            if todo and sql.startswith("SELECT") and f'FROM "{table}"' in sql:
+                todo.pop()()
+            return answer
+
+        with connection.execute_wrapper(run):
+            yield
+        assert not todo, f"{table} was not asked"
+
+    return during
 
 
 @pytest.fixture

@@ -236,6 +236,12 @@ class TestKeys:
         monkeypatch.setattr(keys, "KEPT_SECONDS", 0)
         assert keys.find(text) is None
 
+    def test_one_that_is_revoked_while_it_is_read_is_none_the_next_time(self, settled, key_of, meanwhile):
+        text = key_of("viewer")
+        with meanwhile("config_apikey", lambda: keys.revoke(ApiKey.objects.get(), actor="user:root")):
+            assert keys.find(text)
+        assert keys.find(text) is None
+
     def test_one_that_expires_is_none_at_that_moment(self, db, time_machine):
         _, text = keys.create(name="x", role="viewer", actor="system", expires_at=timezone.now() + timedelta(days=1))
         assert keys.find(text)

@@ -9,7 +9,8 @@ import time_machine
 from django.utils import timezone
 
 from auditlog.models import Entry
-from config.current import DEFAULTS
+from config.changes import patch_routing
+from config.current import DEFAULTS, current
 from incidents import lifecycle
 from incidents.models import Incident, Ticket
 from platforms.catalog import PLATFORMS
@@ -824,6 +825,11 @@ class TestIntake:
 
 
 class TestConfigurationRules:
+    def test_a_change_is_seen_at_once_also_by_who_was_reading_just_then(self, settled, meanwhile):
+        with meanwhile("config_section", lambda: patch_routing({"low": ["jira"]}, actor="user:root")):
+            current()
+        assert current().routing["low"] == ["jira"]
+
     def test_a_patch_changes_only_what_is_named(self, api, three, patch):
         before = api.get("/api/v1/config").json()
         patch("platforms", {"slack": {"enabled": False}})
