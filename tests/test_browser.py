@@ -264,10 +264,6 @@ def test_every_key_does_what_its_list_says(console):
     press("Escape")
     assert chosen() == []
     press("j")
-    with page.context.expect_page() as ticket:
-        press("o")
-    ticket.value.wait_for_url(here)
-    ticket.value.close()
     press("t")
     assert re.fullmatch(r"\d\d:\d\d( [AP]M)?", page.inner_text("tr.here .c-age"))
     press("t")
@@ -306,6 +302,11 @@ def test_every_key_does_what_its_list_says(console):
     page.wait_for_load_state()
     press("u")
     page.wait_for_url(f"{window.url}{LIST}")
+    page.wait_for_load_state()
+    press("j")
+    with page.context.expect_page() as ticket:
+        press("o")
+    ticket.value.wait_for_url(here)
 
 
 def test_the_keys_go_on_where_they_were_after_an_act_and_back_from_a_page(console):
